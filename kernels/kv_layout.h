@@ -1,0 +1,30 @@
+// Where keys and values lie in the paged KV pool; one description for every backend.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/dtype.h"
+
+namespace nibble {
+
+// The pool of one model: element[layer][page][K|V][kv_head][page_tokens][head_dim].
+// A *block* id of the block pool is a page index, the same in every layer.
+struct KvLayout {
+  int num_layers = 0;
+  int num_pages = 0;
+  int num_kv_heads = 0;
+  int head_dim = 0;
+  int page_tokens = 64;
+  DType dtype = DType::kF16;
+
+  constexpr std::int64_t HeadStride() const { return std::int64_t{page_tokens} * head_dim; }  // elements
+  constexpr std::int64_t ValueOffset() const { return HeadStride() * num_kv_heads; }  // from K to V of a page
+  constexpr std::int64_t PageStride() const { return 2 * ValueOffset(); }
+  constexpr std::int64_t LayerStride() const { return PageStride() * num_pages; }
+  constexpr std::int64_t BytesPerPage() const {  // over all layers
+    return PageStride() * num_layers * BitsOf(dtype) / 8;
+  }
+  constexpr std::int64_t TotalBytes() const { return BytesPerPage() * num_pages; }
+};
+
+}  // namespace nibble

@@ -1,0 +1,83 @@
+// Names to models: loads, swaps and unloads; alone owns the engines.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "runtime/engine/served_model.h"
+#include "runtime/metrics.h"
+#include "runtime/model/plan.h"
+
+namespace nibble {
+
+enum class Admission : std::uint8_t { kOptimistic, kReserved };
+enum class ReplacePolicy : std::uint8_t { kRefuse, kLoadThenDrain, kDrainThenLoad };
+enum class ModelState : std::uint8_t { kLoading, kServing, kDraining, kFailed };
+
+struct LoadSpec {
+  std::string name;
+  std::string path;
+  PlanOptions plan;
+  LoadQuantization quantize = LoadQuantization::kNone;
+  Admission admission = Admission::kOptimistic;
+  int max_queue = 256;
+  absl::Duration max_itl = absl::Milliseconds(50);
+  std::optional<std::uint32_t> default_max_tokens;
+  bool deterministic = false;
+  ReplacePolicy replace = ReplacePolicy::kRefuse;
+  BackendOptions backend;
+};
+
+// Stage: "read", "plan", "weights", "compile", "warm up". Return false to cancel.
+using HubProgress = std::function<bool(const std::string& stage, std::int64_t done, std::int64_t total)>;
+
+struct ModelStatus {
+  std::string name;
+  ModelState state = ModelState::kLoading;
+  std::shared_ptr<const ServedModel> model;  // null while loading the first time
+  std::string error;                         // kFailed
+};
+
+// Thread-safe. Destruction drains nothing: call Drain first.
+class ModelHub {
+ public:
+  struct Options {
+    absl::Duration drain_timeout = absl::Seconds(30);
+    // Called on any change of a model's state, outside locks, from any thread (health).
+    std::function<void(const ModelStatus&)> on_change;
+  };
+  ModelHub(Options options, Metrics* metrics);
+  ~ModelHub();
+
+  // The plan of a path, nothing allocated.
+  absl::StatusOr<MemoryPlan> Plan(const LoadSpec& spec) const;
+
+  // Blocks for the time of the load. AlreadyExists, ResourceExhausted (the plan beside what is loaded),
+  // Cancelled, or why the model cannot be served. With a replace policy requests move to the new revision
+  // without one being lost: each ends on the model it started on.
+  absl::StatusOr<std::shared_ptr<const ServedModel>> Load(const LoadSpec& spec, const HubProgress& progress);
+
+  // Stops new work, drains, frees. NotFound names the models there are.
+  absl::Status Unload(const std::string& name, absl::Duration drain_timeout);
+
+  // Empty name: the first model listed at start. NotFound with the names (at most 10).
+  absl::StatusOr<std::shared_ptr<const ServedModel>> Find(absl::string_view name) const;
+  std::vector<ModelStatus> List() const;
+
+  // Refuses new work, lets running streams end until the deadline, then ends them with Unavailable.
+  void Drain(absl::Time deadline);
+
+  // True while every engine's heartbeat is younger than `limit`.
+  bool Alive(absl::Duration limit) const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,63 @@
+// The memory plan of a model on a device: pure arithmetic over headers, exact, made before a byte is allocated.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "kernels/kv_layout.h"
+#include "runtime/base/json.h"
+#include "runtime/device/backend.h"
+#include "runtime/model/config.h"
+#include "runtime/weights/format.h"
+
+namespace nibble {
+
+struct PlanOptions {
+  std::optional<std::int64_t> memory_bytes;     // --memory resolved; the device's 90% when unset
+  std::optional<std::int64_t> kv_bytes;         // --kv-memory; what is left when unset
+  std::optional<DType> kv_dtype;                // --kv-dtype
+  std::optional<std::int32_t> max_context;      // --max-context; the model's when unset
+  std::optional<std::int32_t> max_batch;        // --max-batch; from the plan when unset
+  Compute compute = Compute::kAuto;
+  std::int32_t page_tokens = 64;
+};
+
+struct MemoryPlan {
+  std::int64_t weights_bytes = 0;
+  std::int64_t kv_bytes = 0;
+  std::int64_t workspace_bytes = 0;
+  std::int64_t graphs_bytes = 0;
+  std::int64_t other_bytes = 0;       // tokenizer, tables, library handles, headroom
+  std::int64_t budget_bytes = 0;
+  std::int64_t total_bytes() const {
+    return weights_bytes + kv_bytes + workspace_bytes + graphs_bytes + other_bytes;
+  }
+
+  KvLayout kv;
+  StepLimits limits;
+  std::int64_t kv_bytes_per_token = 0;
+  std::int64_t kv_tokens = 0;             // that the pool holds
+  double balance_batch = 0;               // sequences at which streaming weights and arithmetic take equal time
+  double bits_per_weight = 0;
+  std::int64_t parameters = 0;
+};
+
+// ResourceExhausted when not even one sequence of one page fits: names the sizes and the flag to change.
+absl::StatusOr<MemoryPlan> PlanMemory(const ModelConfig& config, const Checkpoint& checkpoint,
+                                      const WeightFormat& format, const Backend& backend,
+                                      const PlanOptions& options);
+
+Json ToJson(const MemoryPlan& plan);
+
+// Textbook figures, also used by the plan.
+constexpr std::int64_t KvBytesPerToken(std::int64_t layers, std::int64_t kv_dim, std::int64_t element_bytes) {
+  return 2 * layers * kv_dim * element_bytes;
+}
+// FLOPS / (2 * bandwidth) for 16-bit weights, times bits / 16.
+constexpr double BalanceBatch(double flops, double bandwidth, double bits_per_weight) {
+  return flops / (2.0 * bandwidth) * (bits_per_weight / 16.0);
+}
+
+}  // namespace nibble
