@@ -15,7 +15,7 @@ fuzz_packages=(clang-16 libclang-rt-16-dev)
 
 # Python packages, pinned; they live in build/venv and nowhere else.
 client_requirements=(grpcio==1.85.1 grpcio-reflection==1.85.1 grpcio-health-checking==1.85.1 buf-bin==1.75.0)
-test_requirements=("${client_requirements[@]}" pytest==8.4.2)
+test_requirements=("${client_requirements[@]}" googleapis-common-protos==1.76.0 pytest==9.2.0)
 lint_requirements=(clang-format==23.1.5)
 
 venv=$root/build/venv

@@ -1,0 +1,63 @@
+"""The program as a person or a script runs it."""
+
+import json
+import subprocess
+
+import pytest
+
+from daemon import BIN
+
+
+def run(*args, code=0, timeout=120):
+    result = subprocess.run([str(BIN), *map(str, args)], capture_output=True, text=True, timeout=timeout)
+    assert result.returncode == code, (result.returncode, result.stdout, result.stderr)
+    return result
+
+
+def test_generate_against_a_server(smollm2):
+    result = run("generate", "--server", smollm2.address, "--temperature", "0", "--max-tokens", "8",
+                 "The capital of France is")
+    assert "Paris" in result.stdout
+
+
+def test_generate_in_process_says_the_same(smollm2, smollm2_path):
+    args = ("--chat", "--temperature", "0", "--max-tokens", "16", "What is the capital of France?")
+    remote = run("generate", "--server", smollm2.address, *args)
+    local = run("generate", "--model", smollm2_path, *args)
+    assert local.stdout == remote.stdout and "Paris" in local.stdout
+
+
+def test_plan_and_inspect(smollm2_path):
+    plan = json.loads(run("plan", smollm2_path, "--json").stdout)
+    assert "MiB" in run("plan", smollm2_path).stdout
+    assert json.dumps(plan)
+    inspect = json.loads(run("inspect", smollm2_path, "--json").stdout)
+    assert "Q4_1" in json.dumps(inspect)
+    assert "Q4_1" in run("inspect", smollm2_path).stdout
+
+
+def test_inspect_refuses_with_a_reason(tmp_path):
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF")
+    result = run("inspect", tmp_path / "bad.gguf", code=3)
+    assert "bad.gguf" in result.stderr
+
+
+def test_bench(smollm2_path):
+    result = json.loads(run("bench", smollm2_path, "--json").stdout)
+    assert json.dumps(result)
+
+
+def test_health(smollm2):
+    run("health", "--server", smollm2.address)
+    run("health", "--server", "127.0.0.1:1", code=1)
+
+
+@pytest.mark.parametrize("args", [["--help"], ["serve", "--help"], ["plan", "--help"], ["inspect", "--help"],
+                                  ["generate", "--help"], ["bench", "--help"], ["health", "--help"], ["--version"]])
+def test_help(args):
+    assert run(*args).stdout
+
+
+def test_unknown_subcommand():
+    result = run("srve", code=2)
+    assert "serve" in result.stderr

@@ -1,0 +1,142 @@
+"""Many clients at once, with cancels, deadlines and readers that dawdle; then nothing is left behind."""
+
+import random
+import threading
+import time
+
+import grpc
+
+from daemon import Daemon
+
+PROMISED = {grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED,
+            grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+def quantile(values, q):
+    return sorted(values)[min(len(values) - 1, int(q * len(values)))]
+
+
+def settle(daemon):
+    deadline = time.monotonic() + 20
+    while daemon.metric("nibble_requests_running") or daemon.metric("nibble_requests_waiting") \
+            or daemon.metric("nibble_kv_blocks", state="used"):
+        assert time.monotonic() < deadline, "requests or KV blocks are left over"
+        time.sleep(0.05)
+
+
+def test_sixty_four_clients(tiny_path, nightly):
+    """Clients cancel, run into deadlines and read slowly; only the promised statuses come, memory stays flat."""
+    seconds = 300 if nightly else 20
+    with Daemon(f"tiny={tiny_path}", args=["--max-queue", "64", "--kv-memory", "24MiB"]) as daemon:
+        stop = time.monotonic() + seconds
+        errors, done, unexpected = [], [], []
+
+        def client_loop(seed):
+            rng = random.Random(seed)
+            client = daemon.client()
+            while time.monotonic() < stop:
+                behaviour = rng.choice(["plain", "plain", "cancel", "deadline", "slow"])
+                try:
+                    call = client.Generate(
+                        text="x" * rng.randint(1, 600), sampling={"seed": rng.getrandbits(32)},
+                        stopping={"max_tokens": rng.randint(1, 200), "ignore_eos": rng.random() < 0.5},
+                        output={"num_outputs": rng.choice([1, 1, 1, 4])}, priority=rng.randint(-1, 1),
+                        timeout=rng.uniform(0.001, 0.5) if behaviour == "deadline" else 60)
+                    cancel_after = rng.randint(0, 20)
+                    for i, response in enumerate(call):
+                        if behaviour == "cancel" and i == cancel_after:
+                            call.cancel()
+                        if behaviour == "slow":
+                            time.sleep(0.01)
+                    done.append(behaviour)
+                except grpc.RpcError as error:
+                    errors.append(error.code())
+                    if error.code() not in PROMISED:
+                        unexpected.append((behaviour, error.code(), error.details()))
+                    if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+                        time.sleep(0.05)
+            client.close()
+        threads = [threading.Thread(target=client_loop, args=(seed,)) for seed in range(64)]
+        for thread in threads:
+            thread.start()
+        time.sleep(seconds * 0.4)
+        before = daemon.rss()["anon"]
+        for thread in threads:
+            thread.join()
+        settle(daemon)
+        after = daemon.rss()["anon"]
+        assert not unexpected, unexpected[:5]
+        assert len(done) > 100
+        assert after < before * 1.15 + (16 << 20), (before, after)
+        assert daemon.metric("nibble_requests_total", code="OK") >= len(done) - 64
+        assert daemon.client().ask(text="still here", stopping={"max_tokens": 4}).finished
+
+
+def test_long_prefill_does_not_stall_a_chat(smollm2_path):
+    """While a 2,000-token prompt is prefilled, running streams keep their cadence (--max-itl, p99)."""
+    max_itl = 0.150
+    with Daemon(f"smollm2={smollm2_path}", args=["--max-itl", "150ms"]) as daemon:
+        client = daemon.client()
+        client.ask(text="warm " * 300, stopping={"max_tokens": 8})  # teaches the cost model
+        gaps, begun = [], threading.Barrier(5)
+
+        def chat(i):
+            previous = None
+            for response in client.Generate(text=f"Story {i}:", sampling={"seed": i},
+                                            stopping={"max_tokens": 150, "ignore_eos": True},
+                                            output={"output_token_ids": True}):
+                if response.WhichOneof("event") != "chunk":
+                    continue
+                now = time.monotonic()
+                if previous is None:
+                    begun.wait(30)
+                    now = time.monotonic()
+                else:
+                    gaps.append(now - previous)
+                previous = now
+        threads = [threading.Thread(target=chat, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        begun.wait(30)
+        answer = client.ask(tokens={"ids": [(i * 37) % 40000 + 100 for i in range(2000)]}, stopping={"max_tokens": 2})
+        assert answer.started.prompt_tokens == 2000
+        for thread in threads:
+            thread.join()
+        assert quantile(gaps, 0.99) <= max_itl * 1.2, (quantile(gaps, 0.5), quantile(gaps, 0.99), max(gaps))
+
+
+def test_preemption_under_kv_pressure_changes_no_answer(tiny_path):
+    """More streams than the pool holds: some are recomputed, all answers are what they are alone."""
+    ask = [dict(text=f"prompt {i}", sampling={"temperature": 0.0}, stopping={"max_tokens": 300, "ignore_eos": True},
+                output={"output_token_ids": True}) for i in range(12)]
+    with Daemon(f"tiny={tiny_path}") as daemon:
+        alone = [daemon.client().ask(**fields).ids[0] for fields in ask]
+    with Daemon(f"tiny={tiny_path}", args=["--kv-memory", "1MiB"]) as daemon:
+        client, answers = daemon.client(), [None] * len(ask)
+
+        def run(i):
+            answers[i] = client.ask(**ask[i])
+        threads = [threading.Thread(target=run, args=(i,)) for i in range(len(ask))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [list(answer.ids[0]) for answer in answers] == [list(ids) for ids in alone]
+        preempted = daemon.metric("nibble_preemptions_total")
+        recomputed = sum(answer.finished[0].recomputed_tokens for answer in answers)
+        assert preempted > 0 and recomputed == daemon.metric("nibble_recomputed_tokens_total")
+        settle(daemon)
+
+
+def test_no_idle_latency_tail(tiny_client, nightly):
+    """A call after idle seconds is as quick as one in a row: p99 (here: the worst of a few) within 5 ms."""
+    def once():
+        begin = time.perf_counter()
+        tiny_client.ask(text="x", stopping={"max_tokens": 1})
+        return time.perf_counter() - begin
+    busy = [once() for _ in range(200)]
+    idle = []
+    for _ in range(20 if nightly else 6):
+        time.sleep(10 if nightly else 2)
+        idle.append(once())
+    assert quantile(idle, 0.8) < quantile(busy, 0.99) + 0.005, (idle, quantile(busy, 0.99))
