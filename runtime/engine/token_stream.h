@@ -38,7 +38,8 @@ struct StartedEvent {
 struct PromptEvent {
   std::int32_t offset = 0;
   std::vector<std::int32_t> token_ids;
-  std::vector<TokenLogprob> logprobs;  // the first prompt token has none: logprob NaN-free, token only
+  std::vector<TokenLogprob>
+      logprobs;  // the first prompt token has none: logprob NaN-free, token only
 };
 struct ChunkEvent {
   std::uint32_t output_index = 0;
@@ -66,23 +67,31 @@ class StreamWaker {
   virtual void Wake() = 0;
 };
 
-// Bounded in bytes; shared by the engine's sequences and one reader. Room for StartedEvent, FinishedEvents and the
-// end is reserved, so only chunks can overflow. Any thread.
+// Bounded in bytes; shared by the engine's sequences and one reader. Room for StartedEvent,
+// FinishedEvents and the end is reserved, so only chunks and prompt pieces can overflow. Any
+// thread.
 class TokenStream {
  public:
   explicit TokenStream(std::size_t max_bytes) : max_bytes_(max_bytes) {}
 
   // --- the engine's side ---
-  // False: the reader is too slow and the chunk does not fit; the caller ends the request with ABORTED.
+  // False: the reader is too slow and the chunk does not fit; the caller ends the request with
+  // ABORTED.
   bool Push(StreamEvent event);
-  // The end: OK after every output has finished, else why not. The first call wins; later ones do nothing.
+  // For what the engine held whole anyway (prompt ids, a final_only answer): handing it over costs
+  // no memory, so the bound does not apply. No event is larger than kMaxEventBytes; the caller
+  // cuts.
+  void PushHeld(StreamEvent event);
+  // The end: OK after every output has finished, else why not. The first call wins; later ones do
+  // nothing.
   void Close(absl::Status status);
   bool cancelled() const;
 
   // --- the reader's side ---
   // Set once, before Submit.
   void SetWaker(std::weak_ptr<StreamWaker> waker);
-  // The next event, if any. After the last event of a closed stream: nothing, and `end` holds the status.
+  // The next event, if any. After the last event of a closed stream: nothing, and `end` holds the
+  // status.
   std::optional<StreamEvent> Pop(std::optional<absl::Status>* end);
   // The reader is gone: the engine ends the request within one step. Calls the hook the engine set.
   void Cancel();
@@ -90,7 +99,12 @@ class TokenStream {
   // The engine's hook for Cancel: wakes its thread.
   void SetCancelHook(std::function<void()> hook);
 
+  // About what a response carries on the wire and what an event holds in memory; well under the 1
+  // MiB of a message.
+  static constexpr std::size_t kMaxEventBytes = 256 << 10;
+
  private:
+  bool Append(StreamEvent event, bool bounded);
   void Wake();
 
   const std::size_t max_bytes_;
@@ -102,5 +116,8 @@ class TokenStream {
   std::weak_ptr<StreamWaker> waker_;
   std::function<void()> cancel_hook_;
 };
+
+// What an event weighs against the bound.
+std::size_t EventBytes(const StreamEvent& event);
 
 }  // namespace nibble

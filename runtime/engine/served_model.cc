@@ -1,0 +1,147 @@
+#include "runtime/engine/served_model.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "absl/strings/cord.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "runtime/base/status.h"
+#include "runtime/engine/submit_queue.h"
+
+namespace nibble {
+namespace {
+
+constexpr char kReasonPayload[] = "type.nibble.dev/reason";
+constexpr char kRetryPayload[] = "type.nibble.dev/retry-milliseconds";
+
+// Where a message spells a special token, the spelling is put between two noncharacters before the
+// template renders it, and tokenized as plain text afterwards: a user cannot end their own turn.
+constexpr absl::string_view kOpen = "\xEF\xB7\x90";   // U+FDD0
+constexpr absl::string_view kClose = "\xEF\xB7\x91";  // U+FDD1
+
+std::string GuardText(absl::string_view text, const std::vector<std::string>& specials) {
+  const std::string clean = absl::StrReplaceAll(text, {{kOpen, ""}, {kClose, ""}});
+  std::array<bool, 256> may_start{};
+  for (const std::string& special : specials)
+    may_start[static_cast<unsigned char>(special[0])] = true;
+  std::string guarded;
+  for (std::size_t at = 0; at < clean.size();) {
+    if (!may_start[static_cast<unsigned char>(clean[at])]) {
+      guarded.push_back(clean[at++]);
+      continue;
+    }
+    const absl::string_view rest = absl::string_view(clean).substr(at);
+    const auto spelled =
+        std::find_if(specials.begin(), specials.end(),
+                     [&](const std::string& special) { return absl::StartsWith(rest, special); });
+    if (spelled == specials.end()) {
+      guarded.push_back(clean[at++]);
+    } else {
+      absl::StrAppend(&guarded, kOpen, *spelled, kClose);
+      at += spelled->size();
+    }
+  }
+  return guarded;
+}
+
+Json Guard(const Json& value, const std::vector<std::string>& specials) {
+  if (value.is_string()) return Json(GuardText(value.AsString(), specials));
+  if (value.is_array()) {
+    Json::Array guarded;
+    for (const Json& item : value.AsArray()) guarded.push_back(Guard(item, specials));
+    return Json(std::move(guarded));
+  }
+  if (value.is_object()) {
+    Json::Object guarded;
+    for (const auto& [name, item] : value.AsObject())
+      guarded.emplace_back(GuardText(name, specials), Guard(item, specials));
+    return Json(std::move(guarded));
+  }
+  return value;
+}
+
+struct Span {
+  std::string text;
+  bool guarded = false;
+};
+
+// A template may have cut a guarded spelling apart, so the marks need not pair up.
+std::vector<Span> SplitGuarded(const std::string& text) {
+  std::vector<Span> spans(1);
+  for (std::size_t at = 0; at < text.size();) {
+    const absl::string_view rest = absl::string_view(text).substr(at);
+    const bool open = absl::StartsWith(rest, kOpen);
+    if (open || absl::StartsWith(rest, kClose)) {
+      spans.push_back({"", open});
+      at += kOpen.size();
+    } else {
+      spans.back().text.push_back(text[at++]);
+    }
+  }
+  std::erase_if(spans, [](const Span& span) { return span.text.empty(); });
+  return spans;
+}
+
+}  // namespace
+
+absl::Status WithReason(absl::Status status, absl::string_view reason) {
+  if (!status.ok()) status.SetPayload(kReasonPayload, absl::Cord(reason));
+  return status;
+}
+
+std::string ReasonOf(const absl::Status& status) {
+  const absl::optional<absl::Cord> payload = status.GetPayload(kReasonPayload);
+  return payload.has_value() ? std::string(*payload) : std::string();
+}
+
+absl::Status WithRetry(absl::Status status, absl::Duration delay) {
+  if (!status.ok())
+    status.SetPayload(kRetryPayload, absl::Cord(absl::StrCat(absl::ToInt64Milliseconds(delay))));
+  return status;
+}
+
+std::optional<absl::Duration> RetryOf(const absl::Status& status) {
+  const absl::optional<absl::Cord> payload = status.GetPayload(kRetryPayload);
+  std::int64_t milliseconds = 0;
+  if (!payload.has_value() || !absl::SimpleAtoi(std::string(*payload), &milliseconds))
+    return std::nullopt;
+  return absl::Milliseconds(milliseconds);
+}
+
+absl::StatusOr<std::vector<std::int32_t>> ServedModel::RenderChat(
+    const Json& variables, absl::Time now, bool parse_special_in_messages) const {
+  if (chat_template == nullptr) {
+    return WithReason(
+        absl::FailedPreconditionError(absl::StrCat(
+            "model '", info.name, "' has no chat template; send text or token ids instead")),
+        "NO_CHAT_TEMPLATE");
+  }
+  Json all = template_variables.is_object() ? template_variables : Json(Json::Object{});
+  if (variables.is_object()) {
+    for (const auto& [name, value] : variables.AsObject()) {
+      all.Set(name, parse_special_in_messages ? value : Guard(value, special_texts));
+    }
+  }
+  absl::StatusOr<std::string> rendered = chat_template->Render(all, now);
+  if (!rendered.ok()) return WithReason(std::move(rendered).status(), "CHAT_TEMPLATE_REFUSED");
+
+  // Templates write bos themselves; adding it again is a classic mistake.
+  std::vector<std::int32_t> tokens;
+  for (const Span& span : SplitGuarded(*rendered)) {
+    ASSIGN_OR_RETURN(
+        const std::vector<std::int32_t> ids,
+        tokenizer->Encode(span.text, {.parse_special = !span.guarded, .add_special = false}));
+    tokens.insert(tokens.end(), ids.begin(), ids.end());
+  }
+  return tokens;
+}
+
+absl::Status ServedModel::Submit(Request request, std::shared_ptr<TokenStream> stream) const {
+  return queue->Push(std::move(request), std::move(stream));
+}
+
+}  // namespace nibble
