@@ -1,4 +1,5 @@
-// A checkpoint on disk: named tensors, configuration, and the format that turns them into linear weights.
+// A checkpoint on disk: named tensors, configuration, and the format that turns them into linear
+// weights.
 #pragma once
 
 #include <cstdint>
@@ -19,24 +20,13 @@ namespace nibble {
 
 enum class CheckpointKind { kHuggingFace, kGguf };
 
-// `type` is a DType for safetensors and a ggml type id for GGUF.
-struct TensorInfo {
-  std::string name;                 // as in the file
-  std::vector<std::int64_t> shape;  // row-major, [out, in]: GGUF dims already reversed
-  DType dtype = DType::kF32;        // safetensors; for GGUF the equivalent of F32, F16, BF16, I8..I64, F64, else kU8
-  int ggml_type = -1;               // GGUF; -1 otherwise
-  int file = 0;                     // index of the shard
-  std::uint64_t offset = 0;         // in that file
-  std::uint64_t bytes = 0;
-};
-
 // Immutable once open; thread-safe.
 class Checkpoint {
  public:
   virtual ~Checkpoint() = default;
 
-  // PATH is a Hugging Face directory, a .safetensors file or a .gguf file (the first of a split one).
-  // Refuses pickles (.bin, .pt) by extension and by magic.
+  // PATH is a Hugging Face directory, a .safetensors file or a .gguf file (the first of a split
+  // one). Refuses pickles (.bin, .pt) by extension and by magic.
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& path);
 
   virtual CheckpointKind kind() const = 0;
@@ -46,7 +36,8 @@ class Checkpoint {
   virtual const Json& config() const = 0;
   // The GGUF key-values, or null for Hugging Face.
   virtual const GgufMetadata* gguf() const = 0;
-  // A side file of a Hugging Face directory ("tokenizer.json", "generation_config.json"); NotFound for GGUF.
+  // A side file of a Hugging Face directory ("tokenizer.json", "generation_config.json"); NotFound
+  // for GGUF.
   virtual absl::StatusOr<std::string> ReadSideFile(absl::string_view name) const = 0;
 
   virtual const std::vector<TensorInfo>& tensors() const = 0;  // sorted by name
@@ -54,9 +45,13 @@ class Checkpoint {
   // Reads the bytes of one tensor; concurrent calls are fine.
   virtual absl::Status Read(const TensorInfo& tensor, std::span<std::byte> out) const = 0;
 
-  // The same content gives the same revision: a hash over names, shapes, types, sizes and sampled bytes. Hex.
+  // The same content gives the same revision: a hash over names, shapes, types, sizes and sampled
+  // bytes. Hex.
   virtual absl::StatusOr<std::string> Revision() const = 0;
 };
+
+// "F16", "Q4_K": what people read.
+std::string TypeName(const TensorInfo& tensor);
 
 // A tensor of floats (norm, bias, router), widened to f32. NotFound names the tensor.
 absl::StatusOr<std::vector<float>> ReadVector(const Checkpoint& checkpoint, absl::string_view name);

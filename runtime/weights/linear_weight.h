@@ -1,11 +1,14 @@
-// The four encodings every checkpoint format ends in. No kernel, program or scheduler hears of a file format.
+// The four encodings every checkpoint format ends in. No kernel, program or scheduler hears of a
+// file format.
 //
-// One linear layer computes y[n] = sum_k x[k] * w[n, k] + bias[n]; `w` is [n, k] as in Hugging Face. A stack of
-// E matrices (mixture of experts) is a vector of LinearWeight, packed along Axis::kExperts.
+// One linear layer computes y[n] = sum_k x[k] * w[n, k] + bias[n]; `w` is [n, k] as in Hugging
+// Face. A stack of E matrices (mixture of experts) is a vector of LinearWeight, packed along
+// Axis::kExperts.
 //
-// Codes lie in rows of CodeRowBytes(k, bits) bytes: code i of a row is bits [i*bits, (i+1)*bits) of the row's
-// little-endian bit stream, so at 4 bits the low nibble comes first. Groups of `group` consecutive k share a
-// scale and never cross a row; the last group of a row may be shorter. groups = ceil(k / group).
+// Codes lie in rows of CodeRowBytes(k, bits) bytes: code i of a row is bits [i*bits, (i+1)*bits) of
+// the row's little-endian bit stream, so at 4 bits the low nibble comes first. Groups of `group`
+// consecutive k share a scale and never cross a row; the last group of a row may be shorter. groups
+// = ceil(k / group).
 #pragma once
 
 #include <array>
@@ -37,26 +40,35 @@ struct FlatScales {
 
 // scale[n, g] = super[n, g / groups_per_super] * code[n, g]: exact in f32. GGUF's K quants.
 struct TwoLevelScales {
-  HostBuffer super;           // f16[n, ceil(groups / groups_per_super)]
-  HostBuffer codes;           // i8[n, groups]
+  HostBuffer super;  // f16[n, ceil(groups / groups_per_super)]
+  HostBuffer codes;  // i8[n, groups]
   int groups_per_super = 8;
 };
 
 using Scales = std::variant<FlatScales, TwoLevelScales>;
 
 // w = fma(scale, q, bias), bias in f32, one rounding; what `bias` is:
-struct ConstantOffset { std::int32_t zero = 8; };      // bias = -scale * zero
-struct ZeroCodes { HostBuffer zeros; };                // u8[n, groups]; bias = -scale * zero
-struct BiasOffset { DType dtype = DType::kF16; HostBuffer data; };  // kF16|kBF16|kF32 [n, groups], added as is
-struct TwoLevelOffset { TwoLevelScales minimum; };     // bias = -(super * code), codes >= 0
+struct ConstantOffset {
+  std::int32_t zero = 8;
+};  // bias = -scale * zero
+struct ZeroCodes {
+  HostBuffer zeros;
+};  // u8[n, groups]; bias = -scale * zero
+struct BiasOffset {
+  DType dtype = DType::kF16;
+  HostBuffer data;
+};  // kF16|kBF16|kF32 [n, groups], added as is
+struct TwoLevelOffset {
+  TwoLevelScales minimum;
+};  // bias = -(super * code), codes >= 0
 
 using Offset = std::variant<ConstantOffset, ZeroCodes, BiasOffset, TwoLevelOffset>;
 
 // Integer codes 0 .. 2^bits - 1 on an affine grid: GPTQ, AWQ, compressed-tensors, most of GGUF.
 struct Affine {
-  int bits = 4;               // 2, 3, 4, 5, 6 or 8
-  std::int64_t group = 128;   // k of one group; k itself when one group spans the row
-  HostBuffer codes;           // [n, CodeRowBytes(k, bits)]
+  int bits = 4;              // 2, 3, 4, 5, 6 or 8
+  std::int64_t group = 128;  // k of one group; k itself when one group spans the row
+  HostBuffer codes;          // [n, CodeRowBytes(k, bits)]
   Scales scales;
   Offset offset;
   // Act-order: stored column j multiplies input permutation[j]; empty: the identity. [k]
@@ -67,7 +79,7 @@ struct Affine {
 struct Codebook {
   std::array<float, 16> table{};
   std::int64_t group = 64;
-  HostBuffer codes;           // [n, CodeRowBytes(k, 4)]
+  HostBuffer codes;  // [n, CodeRowBytes(k, 4)]
   Scales scales;
 };
 
@@ -80,12 +92,12 @@ enum class ActivationQuant : std::uint8_t {
 
 // w[n, k] = scale[n] * (q - zero): LLM.int8(), W8A8, FP8.
 struct Row8 {
-  DType dtype = DType::kI8;    // kI8 | kF8E4M3
-  HostBuffer codes;            // [n, k]
-  std::vector<float> scales;   // [n], or [1] for the whole tensor
+  DType dtype = DType::kI8;         // kI8 | kF8E4M3
+  HostBuffer codes;                 // [n, k]
+  std::vector<float> scales;        // [n], or [1] for the whole tensor
   std::vector<std::int32_t> zeros;  // [n] or empty
   ActivationQuant activation = ActivationQuant::kNone;
-  float static_scale = 0.0f;   // kStatic: activation = code * static_scale
+  float static_scale = 0.0f;  // kStatic: activation = code * static_scale
   std::int32_t static_zero = 0;
   float outlier_threshold = 6.0f;
 };
@@ -114,25 +126,36 @@ struct LinearSpec {
   bool permuted = false;
   bool has_bias = false;
   ActivationQuant activation = ActivationQuant::kNone;
+  int groups_per_super = 0;  // of two-level scales; 0 otherwise
 
   bool operator==(const LinearSpec&) const = default;
 };
 
 LinearSpec SpecOf(const LinearWeight& weight);
 
-// Host bytes of the weight as described (codes, scales, offsets, permutation, bias).
+// Host bytes of the weight as described (codes, scales, offsets, permutation, bias). A BiasOffset
+// has the dtype of the scales, a Row8 a scale a row.
 std::int64_t HostBytes(const LinearSpec& spec);
 
 // "affine int4 g128 act-order", "dense bf16", "codebook g64", "row8 i8 outlier-split".
 std::string Describe(const LinearSpec& spec);
 
-// The reference decoder: f32[n, k] row-major, one rounding an element as documented above, columns in the
-// order of the layer's *input* (the permutation is undone). Errors: buffers that disagree with n, k, group.
+// Whether every buffer has the size that n, k, group and the encoding ask for, and the permutation
+// is one. InvalidArgument names the part.
+absl::Status CheckBuffers(const LinearWeight& weight);
+
+// The reference decoder: f32[n, k] row-major, one rounding an element as documented above, columns
+// in the order of the layer's *input* (the permutation is undone). Errors: buffers that disagree
+// with n, k, group.
 absl::StatusOr<std::vector<float>> Dequantize(const LinearWeight& weight);
 
-// Rows [begin, end) of the outputs, or of the inputs (whole groups; not with a permutation).
+// Rows [begin, end) of the outputs, or of the inputs: whole groups, of two-level scales whole
+// super-groups, unless one group spans the row; not with a permutation. Of the slices of the inputs
+// only the one that begins at 0 keeps the bias, so that the products of all slices add up to the
+// product of the whole.
 enum class Axis : std::uint8_t { kN, kK };
-absl::StatusOr<LinearWeight> Slice(const LinearWeight& weight, Axis axis, std::int64_t begin, std::int64_t end);
+absl::StatusOr<LinearWeight> Slice(const LinearWeight& weight, Axis axis, std::int64_t begin,
+                                   std::int64_t end);
 
 // The same matrix with output row i taken from row `order[i]` (undoing GGUF's q/k interleave).
 LinearWeight PermuteRows(LinearWeight weight, const std::vector<std::int32_t>& order);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <new>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kernels/dtype.h"
@@ -18,8 +19,9 @@ class HostBuffer {
  public:
   HostBuffer() = default;
   explicit HostBuffer(std::size_t bytes)
-      : data_(bytes == 0 ? nullptr
-                         : static_cast<std::byte*>(::operator new(bytes, std::align_val_t{kAlignment}))),
+      : data_(bytes == 0
+                  ? nullptr
+                  : static_cast<std::byte*>(::operator new (bytes, std::align_val_t{kAlignment}))),
         size_(bytes) {}
 
   std::byte* data() { return data_.get(); }
@@ -42,7 +44,9 @@ class HostBuffer {
  private:
   static constexpr std::size_t kAlignment = 64;
   struct Free {
-    void operator()(std::byte* data) const { ::operator delete(data, std::align_val_t{kAlignment}); }
+    void operator()(std::byte* data) const {
+      ::operator delete (data, std::align_val_t{kAlignment});
+    }
   };
   std::unique_ptr<std::byte, Free> data_;
   std::size_t size_ = 0;
@@ -53,6 +57,17 @@ struct Tensor {
   DType dtype = DType::kF32;
   std::vector<std::int64_t> shape;
   HostBuffer data;
+};
+
+// Where one tensor lies in a checkpoint. `dtype` describes safetensors, `ggml_type` GGUF.
+struct TensorInfo {
+  std::string name;                 // as in the file
+  std::vector<std::int64_t> shape;  // row-major, [out, in]: GGUF dims already reversed
+  DType dtype = DType::kF32;  // for GGUF the equivalent of F32, F16, BF16, I8..I64, F64, else kU8
+  int ggml_type = -1;         // GGUF; -1 otherwise
+  int file = 0;               // index of the shard
+  std::uint64_t offset = 0;   // in that file
+  std::uint64_t bytes = 0;
 };
 
 }  // namespace nibble
