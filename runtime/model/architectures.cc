@@ -54,8 +54,6 @@ constexpr TensorNames Qwen3MoeNames() {
   names.expert_gate = "model.layers.{layer}.mlp.experts.{expert}.gate_proj";
   names.expert_up = "model.layers.{layer}.mlp.experts.{expert}.up_proj";
   names.expert_down = "model.layers.{layer}.mlp.experts.{expert}.down_proj";
-  names.stacked_gate_up = "model.layers.{layer}.mlp.experts.gate_up_proj";
-  names.stacked_down = "model.layers.{layer}.mlp.experts.down_proj";
   return names;
 }
 
@@ -79,13 +77,9 @@ constexpr TensorNames kGgufNames = {
     .down = "blk.{layer}.ffn_down",
     .post_mlp_norm = "blk.{layer}.post_ffw_norm.weight",
     .router = "blk.{layer}.ffn_gate_inp",
-    .expert_gate = "blk.{layer}.ffn_gate.{expert}",
-    .expert_up = "blk.{layer}.ffn_up.{expert}",
-    .expert_down = "blk.{layer}.ffn_down.{expert}",
-    .stacked_gate = "blk.{layer}.ffn_gate_exps",
-    .stacked_up = "blk.{layer}.ffn_up_exps",
-    .stacked_gate_up = nullptr,
-    .stacked_down = "blk.{layer}.ffn_down_exps",
+    .expert_gate = "blk.{layer}.ffn_gate_exps#{expert}",
+    .expert_up = "blk.{layer}.ffn_up_exps#{expert}",
+    .expert_down = "blk.{layer}.ffn_down_exps#{expert}",
 };
 
 constexpr Architecture kArchitectures[] = {

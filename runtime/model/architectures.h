@@ -38,13 +38,9 @@ struct TensorNames {
   const char* post_mlp_norm = nullptr;
 
   const char* router = nullptr;
-  const char* expert_gate = nullptr;  // one module an expert
+  const char* expert_gate = nullptr;  // "#{expert}": one matrix of a stack
   const char* expert_up = nullptr;
   const char* expert_down = nullptr;
-  const char* stacked_gate = nullptr;  // one tensor, experts outermost
-  const char* stacked_up = nullptr;
-  const char* stacked_gate_up = nullptr;
-  const char* stacked_down = nullptr;
 };
 
 // Which layers attend through the sliding window when the file gives no `layer_types`.

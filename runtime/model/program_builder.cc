@@ -28,7 +28,6 @@ LinearSource Source(std::string layer, std::int64_t n, std::int64_t k) {
   source.layer = std::move(layer);
   source.n = n;
   source.k = k;
-  source.end = n;
   return source;
 }
 
@@ -129,39 +128,22 @@ class ProgramBuilder {
                    Source(names_.Get(table.up, layer), dim, config_.hidden)});
   }
 
-  // Matrix `expert` of a tensor that holds all of them, or the module of its own that holds it.
-  LinearSource Expert(const char* stacked, const char* single, int layer, int expert,
-                      std::int64_t n, std::int64_t k) const {
-    if (!Has(stacked, layer)) return Source(names_.Get(single, layer, expert), n, k);
-    LinearSource source = Source(names_.Get(stacked, layer), n * config_.experts, k);
-    source.begin = n * expert;
-    source.end = source.begin + n;
-    return source;
-  }
-
   LinearId ExpertsGateUp(int layer) {
     const TensorNames& table = names_.table();
-    const std::int64_t dim = config_.expert_intermediate;
-    const bool fused = Has(table.stacked_gate_up, layer);
     std::vector<LinearSource> sources;
     for (int e = 0; e < config_.experts; ++e) {
-      if (fused) {
+      for (const char* name : {table.expert_gate, table.expert_up}) {
         sources.push_back(
-            Expert(table.stacked_gate_up, nullptr, layer, e, 2 * dim, config_.hidden));
-        continue;
+            Source(names_.Get(name, layer, e), config_.expert_intermediate, config_.hidden));
       }
-      sources.push_back(
-          Expert(table.stacked_gate, table.expert_gate, layer, e, dim, config_.hidden));
-      sources.push_back(Expert(table.stacked_up, table.expert_up, layer, e, dim, config_.hidden));
     }
-    return Linear(std::move(sources), PackAxis::kExperts, fused ? 1 : 2);
+    return Linear(std::move(sources), PackAxis::kExperts, /*joined=*/2);
   }
 
   LinearId ExpertsDown(int layer) {
-    const TensorNames& table = names_.table();
     std::vector<LinearSource> sources;
     for (int e = 0; e < config_.experts; ++e) {
-      sources.push_back(Expert(table.stacked_down, table.expert_down, layer, e, config_.hidden,
+      sources.push_back(Source(names_.Get(names_.table().expert_down, layer, e), config_.hidden,
                                config_.expert_intermediate));
     }
     return Linear(std::move(sources), PackAxis::kExperts);

@@ -1,6 +1,5 @@
 #include "runtime/model/weight_plan.h"
 
-#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -24,36 +23,6 @@ absl::Status CheckSource(const LinearSource& source, const LinearSpec& spec) {
   return absl::OkStatus();
 }
 
-bool Whole(const LinearSource& source) { return source.begin == 0 && source.end == source.n; }
-
-// The layers of one LinearPlan as loaded; a stack of experts is read once and cut many times.
-class LoadedLayers {
- public:
-  explicit LoadedLayers(const WeightFormat& format) : format_(format) {}
-
-  absl::StatusOr<LinearWeight> Take(const LinearSource& source) {
-    if (Whole(source)) return Load(source);
-    auto found = stacks_.find(source.layer);
-    if (found == stacks_.end()) {
-      ASSIGN_OR_RETURN(LinearWeight stack, Load(source));
-      found = stacks_.emplace(source.layer, std::move(stack)).first;
-    }
-    absl::StatusOr<LinearWeight> cut = Slice(found->second, Axis::kN, source.begin, source.end);
-    if (source.end == source.n) stacks_.erase(found);  // the last matrix of the stack
-    return cut;
-  }
-
- private:
-  absl::StatusOr<LinearWeight> Load(const LinearSource& source) {
-    ASSIGN_OR_RETURN(LinearWeight weight, format_.Load(source.layer));
-    RETURN_IF_ERROR(CheckSource(source, SpecOf(weight)));
-    return weight;
-  }
-
-  const WeightFormat& format_;
-  std::map<std::string, LinearWeight> stacks_;
-};
-
 }  // namespace
 
 absl::StatusOr<std::vector<LinearSpec>> DescribeLinear(const WeightFormat& format,
@@ -63,7 +32,6 @@ absl::StatusOr<std::vector<LinearSpec>> DescribeLinear(const WeightFormat& forma
     const LinearSource& source = plan.sources[i];
     ASSIGN_OR_RETURN(LinearSpec spec, format.Describe(source.layer));
     RETURN_IF_ERROR(CheckSource(source, spec));
-    spec.n = source.end - source.begin;
     if (i % plan.joined == 0) {
       specs.push_back(spec);
     } else {
@@ -75,11 +43,11 @@ absl::StatusOr<std::vector<LinearSpec>> DescribeLinear(const WeightFormat& forma
 
 absl::StatusOr<std::vector<LinearWeight>> LoadLinear(const WeightFormat& format,
                                                      const LinearPlan& plan) {
-  LoadedLayers layers(format);
   std::vector<LinearWeight> weights;
   for (std::size_t i = 0; i < plan.sources.size(); ++i) {
     const LinearSource& source = plan.sources[i];
-    ASSIGN_OR_RETURN(LinearWeight weight, layers.Take(source));
+    ASSIGN_OR_RETURN(LinearWeight weight, format.Load(source.layer));
+    RETURN_IF_ERROR(CheckSource(source, SpecOf(weight)));
     if (!source.row_order.empty()) weight = PermuteRows(std::move(weight), source.row_order);
     if (i % plan.joined == 0) {
       weights.push_back(std::move(weight));

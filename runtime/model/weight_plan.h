@@ -15,14 +15,12 @@
 
 namespace nibble {
 
-// Some rows of one layer of the checkpoint.
+// One layer of the checkpoint.
 struct LinearSource {
   std::string layer;   // as WeightFormat wants it
-  std::int64_t n = 0;  // rows of the whole layer, as the configuration has it
+  std::int64_t n = 0;                   // as the configuration has it
   std::int64_t k = 0;
-  std::int64_t begin = 0;  // the rows wanted: [begin, end)
-  std::int64_t end = 0;
-  std::vector<std::int32_t> row_order;  // PermuteRows after the cut; empty: as stored
+  std::vector<std::int32_t> row_order;  // PermuteRows; empty: as stored
   bool needs_bias = false;
 };
 
