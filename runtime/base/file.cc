@@ -25,7 +25,8 @@ absl::Status ErrnoStatus(absl::string_view what, const std::string& path, int er
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RandomAccessFile>> RandomAccessFile::Open(const std::string& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // Without O_NONBLOCK, opening a named pipe would wait for a writer; regular files ignore it.
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) return ErrnoStatus("cannot open", path, errno);
   struct stat info {};
   if (::fstat(descriptor, &info) != 0) {

@@ -271,6 +271,10 @@ void Json::Set(absl::string_view key, Json value) {
 }
 
 absl::StatusOr<Json> ParseJson(absl::string_view text, const JsonLimits& limits) {
+  // nlohmann takes a NUL for the end of the text and would ignore whatever follows.
+  if (const std::size_t nul = text.find('\0'); nul != absl::string_view::npos) {
+    return absl::InvalidArgumentError(absl::StrCat("invalid JSON at byte ", nul, ": a NUL byte"));
+  }
   Builder builder(limits);
   bool complete = false;
   try {
