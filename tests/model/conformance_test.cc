@@ -1,0 +1,187 @@
+// Checkpoints made by other people's tools, against what their libraries compute: see the README
+// beside them. Every directory that is there is tested, so that a new one needs no line here.
+#include "tests/support/conformance.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+#include "runtime/base/file.h"
+#include "runtime/base/json.h"
+#include "tests/model/loaded_model.h"
+#include "tests/support/greedy.h"
+
+namespace nibble {
+namespace {
+
+constexpr double kTolerance = 0.02;             // of a logit
+constexpr double kQuantizedActivations = 0.15;  // where rounding of activations may tip either way
+constexpr double kNearTie = 0.02;
+
+Json ReadJson(const std::filesystem::path& path) {
+  const absl::StatusOr<std::string> text = ReadTextFile(path.string(), 64 << 20);
+  if (!text.ok()) return {};
+  absl::StatusOr<Json> json = ParseJson(*text);
+  return json.ok() ? *std::move(json) : Json();
+}
+
+std::vector<std::int32_t> Ids(const Json& list) {
+  std::vector<std::int32_t> ids;
+  for (const Json& id : list.AsArray()) ids.push_back(static_cast<std::int32_t>(id.AsInt64()));
+  return ids;
+}
+
+LoadQuantization QuantizeFlag(const Json& reference) {
+  const Json* flags = reference.Find("serve_flags");
+  if (flags == nullptr) return LoadQuantization::kNone;
+  const Json::Array& words = flags->AsArray();
+  EXPECT_EQ(words.size(), 2u);
+  EXPECT_EQ(words[0].AsString(), "--quantize");
+  static const std::map<std::string, LoadQuantization> kinds = {{"nf4", LoadQuantization::kNf4},
+                                                                {"fp4", LoadQuantization::kFp4},
+                                                                {"int8", LoadQuantization::kInt8},
+                                                                {"int4", LoadQuantization::kInt4}};
+  const auto kind = kinds.find(words[1].AsString());
+  EXPECT_NE(kind, kinds.end()) << words[1].AsString();
+  return kind == kinds.end() ? LoadQuantization::kNone : kind->second;
+}
+
+// Formats whose activations are quantized have a reference whose own rounding is part of the
+// answer.
+bool QuantizesActivations(const Json& reference) {
+  return reference.Find("dense_forward") != nullptr ||
+         reference.Find("weight_only_forward") != nullptr;
+}
+
+// `step` is [[id, logit], ...], best first. Softmax does not care for a constant: gaps to the best
+// are compared. Ids that the 20 best do not hold cannot be compared, but eight of eight always are.
+void ExpectStep(const RowResult& row, const Json& step, double tolerance, double& worst) {
+  ASSERT_FALSE(row.bad_logits);
+  std::map<std::int32_t, double> ours;
+  for (const TopLogprob& top : row.top) ours[top.token] = top.logprob;
+  const Json::Array& best = step.AsArray();
+  const auto best_id = static_cast<std::int32_t>(best[0].AsArray()[0].AsInt64());
+  const double best_logit = best[0].AsArray()[1].AsDouble();
+  ASSERT_TRUE(ours.count(best_id)) << "token " << best_id << " is not among the 20 best";
+  for (const Json& each : best) {
+    const auto id = static_cast<std::int32_t>(each.AsArray()[0].AsInt64());
+    const double gap = each.AsArray()[1].AsDouble() - best_logit;
+    ASSERT_TRUE(ours.count(id)) << "token " << id << " is not among the 20 best";
+    const double error = std::abs((ours[id] - ours[best_id]) - gap);
+    worst = std::max(worst, error);
+    EXPECT_LT(error, tolerance) << "token " << id << ": gap to the best "
+                                << ours[id] - ours[best_id] << ", expected " << gap;
+  }
+  const double margin = best_logit - best[1].AsArray()[1].AsDouble();
+  if (margin > std::max(kNearTie, tolerance)) {
+    EXPECT_EQ(row.token, best_id) << "margin " << margin;
+  }
+}
+
+// The prompt in one call, then the reference's tokens one by one, whatever ours would have been.
+void CheckCase(const LoadedModel& model, const Json& reference, double tolerance, double& worst) {
+  const std::vector<std::int32_t> prompt = Ids(*reference.Find("prompt"));
+  const std::vector<std::int32_t> tokens = Ids(*reference.Find("tokens"));
+  const Json::Array& steps = reference.Find("steps")->AsArray();
+  GreedySequence sequence(*model.runner, model.plan.kv);
+  absl::StatusOr<RowResult> row = sequence.Append(prompt);
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    SCOPED_TRACE(absl::StrCat("case ", reference.Find("case")->AsString(), " step ", i));
+    ASSERT_TRUE(row.ok()) << row.status();
+    ExpectStep(*row, steps[i], tolerance, worst);
+    if (::testing::Test::HasFailure()) return;  // the rest would only repeat it
+    if (i + 1 < steps.size()) row = sequence.Append({&tokens[i], 1});
+  }
+}
+
+class ConformanceTest : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(ConformanceTest, MatchesReference) {
+  NIBBLE_REQUIRE_CONFORMANCE(root);
+  const std::filesystem::path dir = root / "checkpoints" / GetParam();
+  const Json reference = ReadJson(dir / "reference.json");
+  ASSERT_TRUE(reference.is_object()) << dir;
+  std::filesystem::path path = dir;
+  if (const Json* file = reference.Find("file")) path /= file->AsString();
+  LoadOptions options;
+  options.quantize = QuantizeFlag(reference);
+  const absl::StatusOr<LoadedModel> model = LoadForTest(path.string(), options);
+  ASSERT_TRUE(model.ok()) << model.status();
+
+  const double tolerance = QuantizesActivations(reference) ? kQuantizedActivations : kTolerance;
+  double worst = 0;
+  CheckCase(*model, reference, tolerance, worst);
+  if (const Json* more = reference.Find("more")) {
+    for (const Json& each : more->AsArray()) CheckCase(*model, each, tolerance, worst);
+  }
+  RecordProperty("worst_logit_gap", absl::StrCat(worst));
+}
+
+std::vector<std::string> Directories() {
+  std::vector<std::string> names;
+  if (const auto root = ConformanceDir()) {
+    std::error_code ignored;
+    for (const auto& entry : std::filesystem::directory_iterator(*root / "checkpoints", ignored)) {
+      if (std::filesystem::exists(entry.path() / "reference.json"))
+        names.push_back(entry.path().filename());
+    }
+  }
+  if (names.empty()) names.push_back("none");  // skipped with a reason
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+std::string TestName(const ::testing::TestParamInfo<std::string>& info) {
+  std::string name = info.param;
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); },
+      '_');
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, ConformanceTest, ::testing::ValuesIn(Directories()),
+                         TestName);
+
+// SmolLM2-135M-Instruct Q4_1 by llama.cpp, with dequantized weights and f32 activations: token for
+// token.
+TEST(SmolLm2Test, CompletesAsLlamaCppDoes) {
+  NIBBLE_REQUIRE_CONFORMANCE(root);
+  std::filesystem::path path =
+      std::filesystem::path(NIBBLE_SOURCE_DIR) / "build/models/SmolLM2-135M-Instruct.Q4_1.gguf";
+  if (const char* named = std::getenv("NIBBLE_SMOLLM2")) path = named;
+  if (!std::filesystem::exists(path))
+    GTEST_SKIP() << "no " << path << ": set NIBBLE_SMOLLM2 to run this test";
+  const Json completions = ReadJson(root / "smollm2/completions.json");
+  ASSERT_TRUE(completions.is_object());
+  LoadOptions options;
+  options.max_context = 256;
+  const absl::StatusOr<LoadedModel> model = LoadForTest(path.string(), options);
+  ASSERT_TRUE(model.ok()) << model.status();
+
+  for (const Json& each : completions.Find("cases")->AsArray()) {
+    SCOPED_TRACE(each.Find("prompt")->AsString());
+    const std::vector<std::int32_t> prompt = Ids(*each.Find("prompt_ids"));
+    const std::vector<std::int32_t> ids = Ids(*each.Find("ids"));
+    const Json::Array& probs = each.Find("probs")->AsArray();
+    GreedySequence sequence(*model->runner, model->plan.kv);
+    absl::StatusOr<RowResult> row = sequence.Append(prompt);
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      ASSERT_TRUE(row.ok()) << row.status();
+      const Json::Array& top = probs[i].Find("top")->AsArray();
+      const double margin = top[0].AsArray()[1].AsDouble() - top[1].AsArray()[1].AsDouble();
+      if (margin > kNearTie) {
+        ASSERT_EQ(row->token, ids[i]) << "token " << i << ", margin " << margin;
+      }
+      EXPECT_NEAR(row->top[0].logprob, top[0].AsArray()[1].AsDouble(), kTolerance) << "token " << i;
+      row = sequence.Append({&ids[i], 1});
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble
