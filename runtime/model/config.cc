@@ -140,9 +140,11 @@ absl::StatusOr<ModelConfig> ReadHuggingFace(const Checkpoint& checkpoint) {
   if (row == nullptr) return UnknownArchitecture(name);
 
   const Json* text = json.Find("text_config");
-  if (text == nullptr || !text->is_object()) text = &json;
+  const bool nested = text != nullptr && text->is_object();
+  if (!nested) text = &json;
   ModelConfig config;
-  RETURN_IF_ERROR(ReadAll(ConfigSource::HuggingFace(*text), *row, checkpoint, config));
+  RETURN_IF_ERROR(ReadAll(ConfigSource::HuggingFace(*text, nested ? "text_config." : ""), *row,
+                          checkpoint, config));
   RETURN_IF_ERROR(ReadHuggingFaceTokens(checkpoint, *text, *row, config));
   if (config.tied_head && checkpoint.Find("lm_head.weight") != nullptr) {
     LogWarning("lm_head.weight is ignored: the configuration ties the head to the embedding",

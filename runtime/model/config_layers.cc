@@ -20,8 +20,9 @@ absl::StatusOr<const Json::Array*> LayerList(const ConfigSource& source, const c
   const Json* value = source.HuggingFaceValue(name);
   if (value == nullptr) return nullptr;
   if (!value->is_array() || value->AsArray().size() < static_cast<std::size_t>(layers)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "config.json: ", name, " must be a list with an entry for each of ", layers, " layers"));
+    return absl::InvalidArgumentError(absl::StrCat(source.NameOf({name, nullptr}),
+                                                   " must be a list with an entry for each of ",
+                                                   layers, " layers"));
   }
   return &value->AsArray();
 }

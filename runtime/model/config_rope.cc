@@ -40,10 +40,10 @@ absl::Status CheckDivisors(const std::string& name, const std::vector<double>& v
   return absl::OkStatus();
 }
 
-// --- Hugging Face
-// ----------------------------------------------------------------------------------------
-
-absl::StatusOr<Kind> ParseKind(const std::string& name, const Architecture& row) {
+absl::StatusOr<Kind> ParseKind(const ConfigSource& scaling, const Architecture& row) {
+  constexpr ConfigKey kType = {"rope_type|type", nullptr};
+  ASSIGN_OR_RETURN(std::optional<std::string> type, scaling.String(kType));
+  const std::string name = type.value_or("default");
   if (name == "default" || name == "mrope" || name == "none") return Kind::kNone;
   if (name == "linear") return Kind::kLinear;
   if (name == "dynamic") return Kind::kDynamic;
@@ -52,7 +52,7 @@ absl::StatusOr<Kind> ParseKind(const std::string& name, const Architecture& row)
   // Phi-3 files of some date call longrope yarn.
   if (name == "yarn") return row.name == absl::string_view("phi3") ? Kind::kLongRope : Kind::kYarn;
   return absl::UnimplementedError(
-      absl::StrCat("config.json: rope_type is \"", name,
+      absl::StrCat(scaling.NameOf(kType), " is \"", name,
                    "\"; supported are default, linear, dynamic, llama3, yarn and longrope"));
 }
 
@@ -62,11 +62,11 @@ absl::StatusOr<std::vector<double>> Divisors(const ConfigSource& scaling, const 
   const Json* list = scaling.HuggingFaceValue(name);
   if (list == nullptr || !list->is_array()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("config.json: ", name, " is missing or no list"));
+        absl::StrCat(scaling.NameOf({name, nullptr}), " is missing or no list"));
   }
   for (const Json& value : list->AsArray())
     values.push_back(value.is_number() ? value.AsDouble() : 0.0);
-  RETURN_IF_ERROR(CheckDivisors(absl::StrCat("config.json: ", name), values, dim));
+  RETURN_IF_ERROR(CheckDivisors(scaling.NameOf({name, nullptr}), values, dim));
   return values;
 }
 
@@ -75,7 +75,7 @@ absl::Status ReadOptional(const ConfigSource& scaling, const char* name,
   ASSIGN_OR_RETURN(out, scaling.Number({name, nullptr}));
   if (out && !(*out > 0 && *out <= kMaxFactor)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("config.json: ", name, " is ", *out, "; it must be positive"));
+        absl::StrCat(scaling.NameOf({name, nullptr}), " is ", *out, "; it must be positive"));
   }
   return absl::OkStatus();
 }
@@ -111,7 +111,7 @@ absl::Status ReadScaling(const ConfigSource& source, const ConfigSource& scaling
                      scaling.Real({"high_freq_factor", nullptr}, std::nullopt, 1e-3, kMaxFactor));
     if (out.high_freq_factor <= out.low_freq_factor) {
       return absl::InvalidArgumentError(
-          absl::StrCat("config.json: high_freq_factor is ", out.high_freq_factor,
+          absl::StrCat(scaling.NameOf({"high_freq_factor", nullptr}), " is ", out.high_freq_factor,
                        "; it must be above low_freq_factor ", out.low_freq_factor));
     }
   }
@@ -129,17 +129,22 @@ absl::Status ReadScaling(const ConfigSource& source, const ConfigSource& scaling
   return absl::OkStatus();
 }
 
-// One table. `object` is rope_parameters, one of its layer types, or rope_scaling; null when there
-// is none.
+// The object that describes one table, and where it lies; null when there is none.
+struct RopeObject {
+  const Json* json = nullptr;
+  std::string path;
+};
+
 absl::StatusOr<RopeConfig> ReadHuggingFaceRope(const ConfigSource& source, const Architecture& row,
-                                               const ModelConfig& config, const Json* object,
+                                               const ModelConfig& config, const RopeObject& object,
                                                double default_theta) {
   static const Json kEmpty{Json::Object{}};
-  if (object != nullptr && !object->is_object()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("config.json: rope_scaling is ", DumpJson(*object), "; it must be an object"));
+  if (object.json != nullptr && !object.json->is_object()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "config.json: ", object.path, " is ", DumpJson(*object.json), "; it must be an object"));
   }
-  const ConfigSource scaling = ConfigSource::HuggingFace(object != nullptr ? *object : kEmpty);
+  const ConfigSource scaling = ConfigSource::HuggingFace(
+      object.json != nullptr ? *object.json : kEmpty, absl::StrCat(object.path, "."));
   RopeConfig rope;
   ASSIGN_OR_RETURN(rope.theta,
                    scaling.Real({"rope_theta", nullptr}, default_theta, 1.0, kMaxTheta));
@@ -147,21 +152,20 @@ absl::StatusOr<RopeConfig> ReadHuggingFaceRope(const ConfigSource& source, const
   ASSIGN_OR_RETURN(double fraction,
                    scaling.Real({"partial_rotary_factor", nullptr}, beside, 0.0, 1.0));
   ASSIGN_OR_RETURN(rope.dim, RotatedEntries(config, fraction));
-  ASSIGN_OR_RETURN(std::optional<std::string> type, scaling.String({"rope_type|type", nullptr}));
-  ASSIGN_OR_RETURN(rope.scaling.kind, ParseKind(type.value_or("default"), row));
+  ASSIGN_OR_RETURN(rope.scaling.kind, ParseKind(scaling, row));
   if (rope.scaling.kind != Kind::kNone) RETURN_IF_ERROR(ReadScaling(source, scaling, config, rope));
   return rope;
 }
 
 absl::Status ReadHuggingFaceRopes(const ConfigSource& source, const Architecture& row,
                                   ModelConfig& config) {
-  const Json* parameters = source.HuggingFaceValue("rope_parameters");
-  const Json* global = parameters != nullptr ? parameters : source.HuggingFaceValue("rope_scaling");
-  const Json* local = nullptr;
-  if (parameters != nullptr && parameters->is_object() &&
-      parameters->Find("full_attention") != nullptr) {
-    global = parameters->Find("full_attention");
-    local = parameters->Find("sliding_attention");
+  RopeObject global = {source.HuggingFaceValue("rope_parameters"), "rope_parameters"};
+  if (global.json == nullptr) global = {source.HuggingFaceValue("rope_scaling"), "rope_scaling"};
+  RopeObject local;
+  if (global.json != nullptr &&
+      global.json->Find("full_attention") != nullptr) {  // a table a layer type
+    local = {global.json->Find("sliding_attention"), global.path + ".sliding_attention"};
+    global = {global.json->Find("full_attention"), global.path + ".full_attention"};
   }
   ASSIGN_OR_RETURN(double theta,
                    source.Real({"rope_theta", nullptr}, row.defaults.rope_theta, 1.0, kMaxTheta));
@@ -175,9 +179,6 @@ absl::Status ReadHuggingFaceRopes(const ConfigSource& source, const Architecture
   config.ropes.push_back(std::move(local_rope));
   return absl::OkStatus();
 }
-
-// --- GGUF
-// ------------------------------------------------------------------------------------------------
 
 absl::StatusOr<std::vector<double>> ReadDivisors(const Checkpoint& checkpoint, const char* name,
                                                  std::int32_t dim) {

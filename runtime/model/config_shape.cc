@@ -122,7 +122,7 @@ absl::StatusOr<float> EmbeddingScale(const ConfigSource& source, const Checkpoin
   if (!dtype && checkpoint.config().is_object()) {  // a multimodal wrapper says it outside
     ASSIGN_OR_RETURN(
         dtype,
-        ConfigSource::HuggingFace(checkpoint.config()).String({"dtype|torch_dtype", nullptr}));
+        ConfigSource::HuggingFace(checkpoint.config(), "").String({"dtype|torch_dtype", nullptr}));
   }
   if (dtype == "bfloat16") return Bf16ToF32(F32ToBf16(scale));
   if (dtype == "float16") return F16ToF32(F32ToF16(scale));

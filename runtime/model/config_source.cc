@@ -60,9 +60,9 @@ std::string ConfigSource::NameOf(ConfigKey key) const {
   std::string first;
   for (absl::string_view alias : absl::StrSplit(key.hf, '|')) {
     if (first.empty()) first = std::string(alias);
-    if (json_->Find(alias) != nullptr) return absl::StrCat("config.json: ", alias);
+    if (json_->Find(alias) != nullptr) return absl::StrCat("config.json: ", prefix_, alias);
   }
-  return absl::StrCat("config.json: ", first);
+  return absl::StrCat("config.json: ", prefix_, first);
 }
 
 const GgufMetadata::Value* ConfigSource::GgufValue(ConfigKey key) const {

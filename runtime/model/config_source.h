@@ -24,7 +24,10 @@ struct ConfigKey {
 // its value and what is allowed. Absent and null read alike except through `IsNull`.
 class ConfigSource {
  public:
-  static ConfigSource HuggingFace(const Json& config) { return ConfigSource(&config, nullptr, ""); }
+  // `path` is where in config.json the object lies: "", "text_config.", "rope_scaling.".
+  static ConfigSource HuggingFace(const Json& config, absl::string_view path) {
+    return ConfigSource(&config, nullptr, std::string(path));
+  }
   static ConfigSource Gguf(const GgufMetadata& metadata, absl::string_view architecture) {
     return ConfigSource(nullptr, &metadata, std::string(architecture) + ".");
   }

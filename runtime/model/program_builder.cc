@@ -76,8 +76,6 @@ class ProgramBuilder {
   }
 
  private:
-  // --- weights ---
-
   LinearId Linear(std::vector<LinearSource> sources, PackAxis axis = PackAxis::kN, int joined = 1) {
     weights_.linears.push_back({axis, std::move(sources), joined});
     return static_cast<LinearId>(weights_.linears.size()) - 1;
@@ -149,8 +147,6 @@ class ProgramBuilder {
     return Linear(std::move(sources), PackAxis::kExperts);
   }
 
-  // --- tables and buffers ---
-
   void AddRopes(std::int64_t max_context) {
     for (const RopeConfig& rope : config_.ropes)
       program_.ropes.push_back(BuildRopeTable(rope, max_context));
@@ -189,8 +185,6 @@ class ProgramBuilder {
       program_.buffers[id].full_precision = true;
     program_.logits = logits_;
   }
-
-  // --- ops ---
 
   void Emit(Op op) { program_.ops.push_back(std::move(op)); }
 
