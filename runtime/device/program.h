@@ -71,6 +71,7 @@ struct MoeOp {
   std::int32_t top_k;
   bool renormalize;
   Activation activation;
+  std::int32_t intermediate = 0;  // of one expert
 };
 
 // Keeps only the rows of StepInput::logit_rows; everything after it has logit_rows.size() rows.

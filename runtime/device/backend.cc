@@ -1,0 +1,59 @@
+#include "runtime/device/backend.h"
+
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "runtime/base/status.h"
+#include "runtime/device/cpu_backend.h"
+#ifdef NIBBLE_HAVE_CUDA
+#include "runtime/device/cuda_backend.h"
+#endif
+
+namespace nibble {
+namespace {
+
+absl::StatusOr<std::unique_ptr<Backend>> OpenCpu(const BackendOptions& options) {
+  ASSIGN_OR_RETURN(std::unique_ptr<CpuBackend> backend,
+                   CpuBackend::Create(options.threads, options.compute));
+  return std::unique_ptr<Backend>(std::move(backend));
+}
+
+#ifdef NIBBLE_HAVE_CUDA
+constexpr bool kHaveCuda = true;
+absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(int device, const BackendOptions& options) {
+  return OpenCudaBackend(device, options);
+}
+#else
+constexpr bool kHaveCuda = false;
+absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(int, const BackendOptions&) {
+  return absl::UnimplementedError(
+      "this build has no CUDA backend; use --device cpu, or build with -DNIBBLE_CUDA=ON");
+}
+#endif
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& options) {
+  const absl::string_view device = options.device;
+  if (device == "cpu") return OpenCpu(options);
+  if (device == "auto") {
+    if (kHaveCuda) {
+      absl::StatusOr<std::unique_ptr<Backend>> cuda = OpenCuda(0, options);
+      if (cuda.ok()) return cuda;
+    }
+    return OpenCpu(options);
+  }
+  if (device == "cuda") return OpenCuda(0, options);
+  int index = 0;
+  if (absl::StartsWith(device, "cuda:") && absl::SimpleAtoi(device.substr(5), &index) &&
+      index >= 0) {
+    return OpenCuda(index, options);
+  }
+  return absl::NotFoundError(
+      absl::StrCat("no device is called '", device, "'; there are: auto, cpu, cuda, cuda:N"));
+}
+
+}  // namespace nibble
