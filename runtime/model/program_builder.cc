@@ -235,6 +235,7 @@ class ProgramBuilder {
     moe.top_k = config_.experts_per_token;
     moe.renormalize = config_.renormalize_experts;
     moe.activation = config_.activation;
+    moe.intermediate = config_.expert_intermediate;
     Emit(moe);
     PostNorm(table.post_mlp_norm, layer);
   }
