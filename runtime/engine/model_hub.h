@@ -9,13 +9,13 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "runtime/engine/admission.h"
 #include "runtime/engine/served_model.h"
 #include "runtime/metrics.h"
 #include "runtime/model/plan.h"
 
 namespace nibble {
 
-enum class Admission : std::uint8_t { kOptimistic, kReserved };
 enum class ReplacePolicy : std::uint8_t { kRefuse, kLoadThenDrain, kDrainThenLoad };
 // kUnloaded is only ever told to on_change: such a model is no longer listed.
 enum class ModelState : std::uint8_t { kLoading, kServing, kDraining, kFailed, kUnloaded };

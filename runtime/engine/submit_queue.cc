@@ -73,12 +73,7 @@ absl::Status SubmitQueue::Push(Request request, std::shared_ptr<TokenStream> str
   if (deadline != absl::InfiniteFuture()) deadline = now + (deadline - clock_.wall());
   {
     std::lock_guard lock(mutex_);
-    if (closed_) {
-      return WithRetry(
-          WithReason(absl::UnavailableError(absl::StrCat("model '", model_, "' is draining")),
-                     "DRAINING"),
-          absl::Seconds(1));
-    }
+    if (refusal_.has_value()) return *refusal_;
     if (waiting_ >= limits_.max_waiting) {
       return WithRetry(WithReason(absl::ResourceExhaustedError(absl::StrCat(
                                       "the queue of model '", model_, "' is full: ", waiting_,
@@ -97,10 +92,10 @@ absl::Status SubmitQueue::Push(Request request, std::shared_ptr<TokenStream> str
   return absl::OkStatus();
 }
 
-void SubmitQueue::Close() {
+void SubmitQueue::Close(absl::Status refusal) {
   {
     std::lock_guard lock(mutex_);
-    closed_ = true;
+    if (!refusal_.has_value()) refusal_ = std::move(refusal);
     notice_ = true;
   }
   changed_.notify_one();
@@ -108,7 +103,7 @@ void SubmitQueue::Close() {
 
 bool SubmitQueue::closed() const {
   std::lock_guard lock(mutex_);
-  return closed_;
+  return refusal_.has_value();
 }
 
 void SubmitQueue::Notify() {
@@ -121,7 +116,7 @@ void SubmitQueue::Notify() {
 
 SubmitQueue::Taken SubmitQueue::Take() {
   std::lock_guard lock(mutex_);
-  return {std::exchange(submissions_, {}), closed_};
+  return {std::exchange(submissions_, {}), refusal_.has_value()};
 }
 
 bool SubmitQueue::TakeNotice() {

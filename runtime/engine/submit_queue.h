@@ -55,8 +55,8 @@ class SubmitQueue : public std::enable_shared_from_this<SubmitQueue> {
   // --- any thread ---
   // As ServedModel::Submit. On error nothing is kept of the request.
   absl::Status Push(Request request, std::shared_ptr<TokenStream> stream);
-  // Refuses from now on; what was taken in is still served.
-  void Close();
+  // Refuses from now on, with `refusal`; what was taken in is still served. The first call wins.
+  void Close(absl::Status refusal);
   bool closed() const;
   // Wakes the engine: a stream was cancelled, or something else outside changed.
   void Notify();
@@ -88,7 +88,7 @@ class SubmitQueue : public std::enable_shared_from_this<SubmitQueue> {
   std::condition_variable changed_;
   std::vector<Submission> submissions_;
   std::int32_t waiting_ = 0;
-  bool closed_ = false;
+  std::optional<absl::Status> refusal_;  // set: closed
   bool notice_ = false;
   absl::Duration recent_wait_ =
       absl::ZeroDuration();  // of the last request that left: what clients are told

@@ -7,14 +7,17 @@ namespace {
 
 std::size_t Bytes(const std::vector<TokenLogprob>& logprobs) {
   std::size_t bytes = 0;
-  for (const TokenLogprob& entry : logprobs) {
-    bytes += 24 + entry.bytes.size();
-    for (const TokenLogprob::Top& top : entry.top) bytes += 24 + top.bytes.size();
-  }
+  for (const TokenLogprob& logprob : logprobs) bytes += EventBytes(logprob);
   return bytes;
 }
 
 }  // namespace
+
+std::size_t EventBytes(const TokenLogprob& logprob) {
+  std::size_t bytes = 24 + logprob.bytes.size();
+  for (const TokenLogprob::Top& top : logprob.top) bytes += 24 + top.bytes.size();
+  return bytes;
+}
 
 std::size_t EventBytes(const StreamEvent& event) {
   constexpr std::size_t kOverhead = 64;

@@ -119,5 +119,6 @@ class TokenStream {
 
 // What an event weighs against the bound.
 std::size_t EventBytes(const StreamEvent& event);
+std::size_t EventBytes(const TokenLogprob& logprob);
 
 }  // namespace nibble

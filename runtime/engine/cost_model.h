@@ -1,0 +1,51 @@
+// How long a step takes, learnt from the steps that ran.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "runtime/device/step.h"
+
+namespace nibble {
+
+// What the time of a step depends on.
+struct StepShape {
+  Phase phase = Phase::kDecode;
+  std::int64_t tokens = 0;
+  std::int64_t attended = 0;  // sum over the tokens of the keys each sees
+
+  // Adds the tokens at positions [begin, begin + count) of one sequence.
+  void Add(std::int64_t begin, std::int64_t count) {
+    tokens += count;
+    attended += count * begin + count * (count + 1) / 2;
+  }
+};
+
+// seconds = base + a * tokens + b * attended, one such line a phase, with coefficients that are not
+// negative: weighted least squares of the relative error, where an observation counts half after
+// some 35 newer ones. One thread.
+class CostModel {
+ public:
+  void Observe(const StepShape& shape, double seconds);
+
+  // Whether any step of the phase was seen; without, Estimate and Bound are 0.
+  bool Knows(Phase phase) const { return Line(phase).observations > 0; }
+  double Estimate(const StepShape& shape) const;
+  // The estimate and what steps recently took beyond theirs.
+  double Bound(const StepShape& shape) const;
+
+ private:
+  struct Fit {
+    std::array<std::array<double, 3>, 3> gram{};  // sum of w x x'
+    std::array<double, 3> moment{};               // sum of w x seconds
+    std::array<double, 3> coefficient{};
+    double excess = 0.0;  // decaying maximum of seconds / estimate - 1
+    std::int64_t observations = 0;
+  };
+  const Fit& Line(Phase phase) const { return fits_[static_cast<std::size_t>(phase)]; }
+  static void Solve(Fit& fit);
+
+  std::array<Fit, 2> fits_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,500 @@
+#include "runtime/engine/scheduler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace nibble {
+namespace {
+
+// A prefill chunk is never smaller, however little time max_itl leaves: prompts go on too. A step
+// that streams all weights for one token costs about as much for a few.
+constexpr std::int32_t kLeastChunk = 16;
+
+bool Senior(const Sequence* a, const Sequence* b) {
+  const RequestState& x = *a->request;
+  const RequestState& y = *b->request;
+  if (x.request.priority != y.request.priority) return x.request.priority > y.request.priority;
+  if (x.id != y.id) return x.id < y.id;
+  return a->index < b->index;
+}
+
+Sequence* NextWaiting(const RequestState& request) {
+  for (const auto& sequence : request.sequences) {
+    if (sequence->state == Sequence::State::kWaiting) return sequence.get();
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+Scheduler::Scheduler(const SchedulerOptions& options, BlockPool* pool)
+    : options_(options),
+      num_slots_(std::min({options.limits.max_slots, options.limits.max_sequences,
+                           options.limits.max_tokens, options.limits.max_logit_rows})),
+      pool_(pool) {
+  for (std::int32_t slot = num_slots_ - 1; slot >= 0; --slot) free_slots_.push_back(slot);
+}
+
+void Scheduler::Add(RequestState* request) {
+  waiting_.Arrive(request->request.tenant);
+  request->sequences.front()->state = Sequence::State::kWaiting;
+  waiting_.Add(request);
+}
+
+// --- admission
+// -------------------------------------------------------------------------------------------------
+
+void Scheduler::AdmitWaiting(absl::Time now) {
+  while (!free_slots_.empty()) {
+    RequestState* request = waiting_.Next();
+    if (request == nullptr) return;
+    Sequence* sequence = NextWaiting(*request);
+    if (sequence == nullptr) {
+      waiting_.Remove(request);
+      continue;
+    }
+    if (sequence == blocked_ && pool_->available() <= blocked_available_ &&
+        running_.size() >= blocked_running_) {
+      return;
+    }
+    blocked_ = nullptr;
+    switch (TryAdmit(sequence, now)) {
+      case Admit::kDone:
+        waiting_.Admitted();
+        if (NextWaiting(*request) == nullptr) waiting_.Remove(request);
+        break;
+      case Admit::kRefused:
+        waiting_.Remove(request);
+        refused_.push_back(request);
+        break;
+      case Admit::kBlocked:
+        blocked_ = sequence;
+        blocked_available_ = pool_->available();
+        blocked_running_ = running_.size();
+        return;
+    }
+  }
+}
+
+std::int64_t Scheduler::LikelyKvTokens(const Sequence& sequence) const {
+  const RequestState& request = *sequence.request;
+  const auto seen = static_cast<std::int64_t>(sequence.outputs.size()) + sequence.pending;
+  const std::int64_t likely = std::max<std::int64_t>(std::llround(mean_outputs_), seen + 1);
+  return request.prompt_size() + std::min<std::int64_t>(likely, request.max_outputs);
+}
+
+// Whether what is running, and this sequence, would likely grow to their ends without a preemption.
+bool Scheduler::LikelyFits(const Sequence& sequence, std::int32_t blocks_needed) const {
+  std::int64_t growth = 0;
+  for (const Sequence* other : running_) {
+    growth += std::max(pool_->BlocksFor(LikelyKvTokens(*other)) - other->blocks.size(), 0);
+  }
+  const std::int64_t own_growth = std::max(
+      pool_->BlocksFor(LikelyKvTokens(sequence)) - sequence.blocks.size() - blocks_needed, 0);
+  return blocks_needed + growth + own_growth <= pool_->available();
+}
+
+double Scheduler::PrefillSeconds(std::int32_t begin, std::int32_t end) const {
+  double seconds = 0;
+  for (std::int32_t at = begin; at < end;) {
+    const std::int32_t count = std::min(end - at, options_.limits.max_tokens);
+    StepShape shape{.phase = Phase::kPrefill};
+    shape.Add(at, count);
+    seconds += cost_.Estimate(shape);
+    at += count;
+  }
+  return seconds;
+}
+
+// The blocks of `tokens` that need not be computed.
+BlockList Scheduler::MatchPrefix(const Sequence& sequence,
+                                 std::span<const std::int32_t> tokens) const {
+  const RequestState& request = *sequence.request;
+  // At least one token is computed, for its logits; and all whose own log-probabilities are still
+  // to come.
+  std::size_t most = tokens.size() - 1;
+  if (request.scores_prompt() && sequence.index == 0) {
+    most = std::min(most, static_cast<std::size_t>(sequence.scored));
+  }
+  BlockList found = pool_->Match(request.request.cache_salt, tokens.first(most));
+  if (options_.fixed_chunk > 0) {
+    const std::int32_t matched = found.size() * pool_->block_tokens();
+    const std::int32_t whole = matched - matched % options_.fixed_chunk;
+    if (whole < matched) found = pool_->Match(request.request.cache_salt, tokens.first(whole));
+  }
+  return found;
+}
+
+Scheduler::Admit Scheduler::TryAdmit(Sequence* sequence, absl::Time now) {
+  RequestState& request = *sequence->request;
+  std::vector<std::int32_t> tokens = request.request.prompt;
+  tokens.insert(tokens.end(), sequence->outputs.begin(), sequence->outputs.end());
+  const auto target = static_cast<std::int32_t>(tokens.size());
+
+  sequence->blocks = MatchPrefix(*sequence, tokens);
+  const std::int32_t cached = sequence->blocks.size() * pool_->block_tokens();
+
+  if (!request.started && cost_.Knows(Phase::kPrefill) &&
+      now + absl::Seconds(PrefillSeconds(cached, target)) > request.deadline) {
+    sequence->blocks.Clear();
+    return Admit::kRefused;
+  }
+  const bool reserve = options_.admission == Admission::kReserved ||
+                       sequence->preemptions >= options_.max_preemptions;
+  const std::int64_t kv_tokens =
+      reserve ? std::max<std::int64_t>(request.MostKvTokens(), target) : target;
+  const std::int32_t needed = pool_->BlocksFor(kv_tokens) - sequence->blocks.size();
+  const bool fits = reserve || running_.empty() || LikelyFits(*sequence, needed);
+  if (!fits || !pool_->Extend(sequence->blocks, needed)) {
+    sequence->blocks.Clear();
+    return Admit::kBlocked;
+  }
+
+  sequence->tokens = std::move(tokens);
+  sequence->prefill_target = target;
+  sequence->kv_launched = cached;
+  sequence->reserved = reserve;
+  sequence->slot = free_slots_.back();
+  free_slots_.pop_back();
+  sequence->slot_written = false;
+  sequence->state = Sequence::State::kRunning;
+  running_.insert(std::upper_bound(running_.begin(), running_.end(), sequence, Senior), sequence);
+  if (request.slots_held++ == 0) ++running_requests_;
+
+  const std::int32_t again = std::max(sequence->computed_before - cached, 0);
+  sequence->recomputed_tokens += again;
+  recomputed_tokens_ += again;
+  prefix_queries_ += target;
+  prefix_hits_ += cached;
+  waiting_.Charge(request.request.tenant, target - cached);
+  if (!request.started) {
+    request.started = true;
+    request.started_at = now;
+    request.cached_prompt_tokens = cached;
+    started_.push_back(&request);
+  }
+  return Admit::kDone;
+}
+
+// --- steps
+// -----------------------------------------------------------------------------------------------------
+
+bool Scheduler::CanDecode(const Sequence& sequence) const {
+  return !sequence.prefilling() &&
+         static_cast<std::int32_t>(sequence.outputs.size()) + sequence.pending <
+             sequence.request->max_outputs;
+}
+
+std::optional<Batch> Scheduler::Next(absl::Time now) {
+  AdmitWaiting(now);
+  const auto decodes = [&] {
+    return std::any_of(running_.begin(), running_.end(),
+                       [&](const Sequence* s) { return CanDecode(*s); });
+  };
+  Batch batch;
+  batch.id = last_step_ + 1;
+  // While both wait, they take turns: a chunk of prompts, sized for max_itl, then a token for
+  // everyone.
+  const bool decode_first = last_phase_ == Phase::kPrefill && decodes();
+  const bool found = decode_first ? GrowDecode(batch) || GrowPrefill(batch)
+                                  : GrowPrefill(batch) || GrowDecode(batch);
+  if (!found) return std::nullopt;
+  last_phase_ = batch.phase;
+  ++last_step_;
+  return batch;
+}
+
+bool Scheduler::GrowDecode(Batch& batch) {
+  batch.phase = batch.shape.phase = Phase::kDecode;
+  // EnsureBlock takes away from the junior end only, at or behind the sequence it is asked for.
+  for (std::size_t i = 0; i < running_.size(); ++i) {
+    Sequence* sequence = running_[i];
+    if (!CanDecode(*sequence)) continue;
+    if (!EnsureBlock(sequence)) {
+      if (sequence->state != Sequence::State::kRunning) --i;  // it left its place to the next
+      continue;
+    }
+    batch.entries.push_back({.sequence = sequence,
+                             .begin = sequence->kv_launched,
+                             .count = 1,
+                             .writes_slot = false,
+                             .samples = true});
+    batch.shape.Add(sequence->kv_launched, 1);
+    ++batch.rows;
+    ++sequence->kv_launched;
+    ++sequence->pending;
+    ++sequence->in_flight;
+  }
+  return !batch.entries.empty();
+}
+
+// Room for one more token; false when it must sit this step out, or was itself preempted.
+bool Scheduler::EnsureBlock(Sequence* sequence) {
+  if (pool_->BlocksFor(sequence->kv_launched + 1) <= sequence->blocks.size()) return true;
+  while (!pool_->Extend(sequence->blocks, 1)) {
+    if (leaving_ > 0) return false;  // blocks come back when the launched steps are collected
+    Sequence* victim = Victim();
+    Preempt(victim);
+    if (victim == sequence) return false;
+  }
+  return true;
+}
+
+// The most junior sequence that is not protected. There is one: whoever asks for a block is not.
+Sequence* Scheduler::Victim() const {
+  for (auto sequence = running_.rbegin(); sequence != running_.rend(); ++sequence) {
+    if (!(*sequence)->reserved) return *sequence;
+  }
+  return nullptr;
+}
+
+void Scheduler::Preempt(Sequence* sequence) {
+  ++preemptions_;
+  ++sequence->preemptions;
+  sequence->computed_before = sequence->kv_launched;
+  std::erase(running_, sequence);
+  sequence->state = Sequence::State::kLeaving;
+  ++leaving_;
+  if (sequence->in_flight == 0) GiveBack(sequence);
+}
+
+// No launched step uses the sequence any more, and it is leaving.
+void Scheduler::GiveBack(Sequence* sequence) {
+  --leaving_;
+  sequence->blocks.Clear();
+  sequence->tokens = {};
+  free_slots_.push_back(sequence->slot);
+  sequence->slot = -1;
+  if (--sequence->request->slots_held == 0) --running_requests_;
+  if (sequence->state != Sequence::State::kLeaving) return;
+  sequence->state = Sequence::State::kWaiting;
+  waiting_.Add(sequence->request);
+}
+
+// Seconds a prefill step may take, so that those who decode see no gap longer than max_itl.
+double Scheduler::PrefillBudget() const {
+  StepShape decode{.phase = Phase::kDecode};
+  for (const Sequence* sequence : running_) {
+    if (CanDecode(*sequence)) decode.Add(sequence->kv_launched, 1);
+  }
+  if (decode.tokens == 0) return std::numeric_limits<double>::infinity();
+  return std::max(absl::ToDoubleSeconds(options_.max_itl) - cost_.Bound(decode), 0.0);
+}
+
+// The most senior first: it always advances. Then the shortest, so that a short prompt does not
+// wait behind a book.
+std::vector<Sequence*> Scheduler::PrefillOrder() const {
+  std::vector<Sequence*> order;
+  for (Sequence* sequence : running_) {
+    if (sequence->prefilling()) order.push_back(sequence);
+  }
+  if (order.size() > 2) {
+    std::stable_sort(order.begin() + 1, order.end(), [](const Sequence* a, const Sequence* b) {
+      const std::int32_t x = a->request->request.priority, y = b->request->request.priority;
+      if (x != y) return x > y;
+      return a->prefill_target - a->kv_launched < b->prefill_target - b->kv_launched;
+    });
+  }
+  return order;
+}
+
+bool Scheduler::GrowPrefill(Batch& batch) {
+  batch.phase = batch.shape.phase = Phase::kPrefill;
+  const std::vector<Sequence*> order = PrefillOrder();
+  if (order.empty()) return false;
+  const double seconds = PrefillBudget();
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    if (static_cast<std::int32_t>(batch.entries.size()) == options_.limits.max_sequences) break;
+    std::int32_t most = options_.limits.max_tokens - static_cast<std::int32_t>(batch.shape.tokens);
+    // The senior leaves half to the others, as far as they have use for it.
+    if (i == 0 && order.size() > 1 && options_.fixed_chunk == 0) {
+      std::int64_t others = 0;
+      for (std::size_t j = 1; j < order.size(); ++j)
+        others += order[j]->prefill_target - order[j]->kv_launched;
+      most -= static_cast<std::int32_t>(std::min<std::int64_t>(others, most / 2));
+    }
+    if (most <= 0 || !AddChunk(batch, order[i], most, seconds)) break;
+  }
+  return !batch.entries.empty();
+}
+
+// As much of the sequence's prompt as fits into `most` tokens, the rows of logits and the time.
+bool Scheduler::AddChunk(Batch& batch, Sequence* sequence, std::int32_t most, double seconds) {
+  const RequestState& request = *sequence->request;
+  const std::int32_t begin = sequence->kv_launched;
+  const std::int32_t left = sequence->prefill_target - begin;
+  std::int32_t count = std::min(left, most);
+  if (options_.fixed_chunk > 0) {
+    count = std::min(left, options_.fixed_chunk - begin % options_.fixed_chunk);
+    if (count > most) return false;
+  }
+
+  // Rows: one for each prompt token that is to be scored, and one to sample after the last.
+  const bool scores = request.scores_prompt() && sequence->index == 0;
+  const std::int32_t last_scored = scores ? request.prompt_size() - 1 : 0;  // exclusive
+  const auto rows_of = [&](std::int32_t tokens) {
+    const std::int32_t scored =
+        std::max(std::min(begin + tokens, last_scored) - std::max(begin, sequence->scored), 0);
+    return std::pair(scored, begin + tokens == sequence->prefill_target ? 1 : 0);
+  };
+  while (count > 0 && batch.rows + rows_of(count).first + rows_of(count).second >
+                          options_.limits.max_logit_rows) {
+    const auto [scored, sampled] = rows_of(count);
+    const std::int32_t over = batch.rows + scored + sampled - options_.limits.max_logit_rows;
+    count -= std::max(std::min(over, scored), 1);
+  }
+  if (count <= 0) return false;
+
+  const auto fits = [&](std::int32_t tokens) {
+    StepShape shape = batch.shape;
+    shape.Add(begin, tokens);
+    return cost_.Bound(shape) <= seconds;
+  };
+  if (options_.fixed_chunk == 0 && !fits(count)) {
+    std::int32_t low = 0, high = count;  // fits(low), not fits(high)
+    while (high - low > 1) {
+      const std::int32_t middle = low + (high - low) / 2;
+      (fits(middle) ? low : high) = middle;
+    }
+    count = batch.entries.empty() ? std::max(low, std::min(kLeastChunk, count)) : low;
+    if (count == 0) return false;
+  }
+
+  const auto [scored, last] = rows_of(count);
+  const bool final_chunk = last == 1;
+  batch.entries.push_back({.sequence = sequence,
+                           .begin = begin,
+                           .count = count,
+                           .writes_slot = !sequence->slot_written,
+                           .first_scored = std::max(begin, sequence->scored),
+                           .scored_rows = scored,
+                           .samples = final_chunk && request.max_outputs > 0,
+                           .checks = final_chunk && request.max_outputs == 0});
+  batch.rows += scored + last;
+  batch.shape.Add(begin, count);
+  if (scored > 0) sequence->scored = batch.entries.back().first_scored + scored;
+  sequence->slot_written = true;
+  sequence->kv_launched += count;
+  sequence->pending += batch.entries.back().samples ? 1 : 0;
+  ++sequence->in_flight;
+  return true;
+}
+
+// --- results
+// ---------------------------------------------------------------------------------------------------
+
+std::vector<Outcome> Scheduler::Commit(const Batch& batch, const StepResult& result) {
+  cost_.Observe(batch.shape, result.seconds);
+  std::vector<Outcome> outcomes;
+  std::size_t row = 0;
+  for (const ScheduledSequence& entry : batch.entries) {
+    Sequence& sequence = *entry.sequence;
+    const std::span<const RowResult> rows(result.rows.data() + row,
+                                          static_cast<std::size_t>(entry.rows()));
+    row += rows.size();
+    --sequence.in_flight;
+    if (entry.samples) --sequence.pending;
+
+    if (sequence.state == Sequence::State::kRunning ||
+        sequence.state == Sequence::State::kLeaving) {
+      Outcome outcome{.sequence = &sequence, .first_scored = entry.first_scored};
+      outcome.bad_logits =
+          std::any_of(rows.begin(), rows.end(), [](const RowResult& r) { return r.bad_logits; });
+      sequence.bad_logits |= outcome.bad_logits;
+      if (!sequence.bad_logits) {
+        outcome.scored = rows.first(static_cast<std::size_t>(entry.scored_rows));
+        outcome.prompt_done = entry.checks || entry.samples;
+        // Only good logits vouch for the keys and values they were computed from.
+        if (!rows.empty()) {
+          pool_->Commit(sequence.blocks, sequence.request->request.cache_salt,
+                        std::span(sequence.tokens)
+                            .first(static_cast<std::size_t>(entry.begin + entry.count)));
+        }
+        if (entry.samples) {
+          outcome.sampled = &rows.back();
+          sequence.tokens.push_back(rows.back().token);
+          sequence.outputs.push_back(rows.back().token);
+          waiting_.Charge(sequence.request->request.tenant, 1);
+        }
+      }
+      outcomes.push_back(outcome);
+      // The prompt's blocks can be found now: the other outputs take them over.
+      if (outcome.prompt_done && sequence.index == 0 && batch.phase == Phase::kPrefill) {
+        for (const auto& other : sequence.request->sequences) {
+          if (other->state != Sequence::State::kHeld) continue;
+          other->state = Sequence::State::kWaiting;
+          waiting_.Add(sequence.request);
+        }
+      }
+    }
+    const bool leaves =
+        sequence.state == Sequence::State::kLeaving || sequence.state == Sequence::State::kEnded;
+    if (leaves && sequence.in_flight == 0 && sequence.slot >= 0) GiveBack(&sequence);
+  }
+  return outcomes;
+}
+
+void Scheduler::End(Sequence* sequence) {
+  const Sequence::State before = sequence->state;
+  if (before == Sequence::State::kEnded) return;
+  sequence->state = Sequence::State::kEnded;
+  if (blocked_ == sequence) blocked_ = nullptr;
+  if (!sequence->outputs.empty()) {
+    mean_outputs_ += (static_cast<double>(sequence->outputs.size()) - mean_outputs_) / 16.0;
+  }
+  if (before == Sequence::State::kRunning) {
+    std::erase(running_, sequence);
+    ++leaving_;
+    if (sequence->in_flight == 0) GiveBack(sequence);
+  }
+  RequestState* request = sequence->request;
+  if (NextWaiting(*request) == nullptr) waiting_.Remove(request);
+  // An output that ends before its prompt was computed leaves the others to compute it themselves.
+  if (sequence->index == 0) {
+    for (const auto& other : request->sequences) {
+      if (other->state != Sequence::State::kHeld) continue;
+      other->state = Sequence::State::kWaiting;
+      waiting_.Add(request);
+    }
+  }
+}
+
+void Scheduler::Remove(RequestState* request) {
+  for (auto sequence = request->sequences.rbegin(); sequence != request->sequences.rend();
+       ++sequence) {
+    End(sequence->get());
+  }
+  waiting_.Leave(request->request.tenant);
+  std::erase(started_, request);
+  std::erase(refused_, request);
+}
+
+absl::Status Scheduler::CheckIntegrity() const {
+  if (absl::Status pool = pool_->CheckIntegrity(); !pool.ok()) return pool;
+  const std::size_t held = running_.size() + static_cast<std::size_t>(leaving_);
+  if (held + free_slots_.size() != static_cast<std::size_t>(num_slots_)) {
+    return absl::InternalError(
+        absl::StrCat(held, " slots held and ", free_slots_.size(), " free of ", num_slots_));
+  }
+  for (const Sequence* sequence : running_) {
+    if (sequence->state != Sequence::State::kRunning || sequence->slot < 0) {
+      return absl::InternalError("a running sequence has no slot");
+    }
+    if (pool_->BlocksFor(sequence->kv_launched) > sequence->blocks.size()) {
+      return absl::InternalError("a running sequence has fewer blocks than tokens");
+    }
+  }
+  if (!std::is_sorted(running_.begin(), running_.end(), Senior))
+    return absl::InternalError("seniority is broken");
+  for (const RequestState* request : waiting_.requests()) {
+    if (NextWaiting(*request) == nullptr)
+      return absl::InternalError("a request waits with no output that does");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace nibble
