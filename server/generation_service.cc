@@ -1,0 +1,168 @@
+#include "server/generation_service.h"
+
+#include <atomic>
+#include <deque>
+#include <random>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "nibble/v1/generation.pb.h"
+#include "runtime/base/status.h"
+#include "server/errors.h"
+#include "server/unary.h"
+#include "server/wire.h"
+#include "server/wire_response.h"
+
+namespace nibble {
+namespace {
+
+// What may wait for a reader before it counts as too slow. An answer that comes in one piece is as
+// large as it is.
+constexpr std::size_t kMaxStreamBytes = 1 << 20;
+constexpr std::size_t kMaxFinalOnlyBytes = 64 << 20;
+
+std::string GenerateRequestId() {
+  std::random_device device;
+  return absl::StrCat("req-", absl::Hex(device(), absl::kZeroPad8),
+                      absl::Hex(device(), absl::kZeroPad8));
+}
+
+// One Generate. The request is prepared on the pool, answered by the model's engine, and both speak
+// through the TokenStream: every error, the validator's too, closes it, so that there is one way
+// out.
+class GenerateHandler final : public CallHandler {
+ public:
+  GenerateHandler(Call& call, const ServingState* state, PreparePool* pool)
+      : call_(call), state_(state), pool_(pool) {}
+
+  void OnRequest(const grpc::ByteBuffer& bytes) override {
+    const absl::Status status = Start(bytes);
+    if (!status.ok()) call_.Finish(status);
+  }
+  void OnWake() override { Pump(); }
+  void OnWritten() override { Pump(); }
+  void OnCancel() override {
+    // A client whose deadline has passed cancels a moment before ours does: the engine then ends
+    // the request by its deadline, and counts what the client counted.
+    if (stream_ != nullptr && !call_.deadline_is_due()) stream_->Cancel();
+  }
+  void OnFinish(const absl::Status& status) override {
+    // What the engine took in, the engine counts; the job counts what it refuses.
+    if (!given_to_job_) state_->CountRefused(work_->proto.model(), status);
+  }
+
+ private:
+  struct Work {
+    v1::GenerateRequest proto;
+    std::shared_ptr<const ServedModel> model;
+    std::shared_ptr<TokenStream> stream;
+    absl::Time deadline;
+  };
+
+  absl::Status Start(const grpc::ByteBuffer& bytes) {
+    RETURN_IF_ERROR(ParseRequest(bytes, &work_->proto));
+    RETURN_IF_ERROR(state_->CheckAccepting());
+    ASSIGN_OR_RETURN(work_->model, state_->Find(work_->proto.model()));
+    if (work_->proto.request_id().empty()) work_->proto.set_request_id(GenerateRequestId());
+    request_id_ = work_->proto.request_id();
+    work_->deadline = call_.deadline();
+    stream_ = std::make_shared<TokenStream>(work_->proto.output().final_only() ? kMaxFinalOnlyBytes
+                                                                               : kMaxStreamBytes);
+    stream_->SetWaker(call_.waker());
+    work_->stream = stream_;
+    RETURN_IF_ERROR(pool_->Submit([work = work_] { Prepare(*work); }));
+    given_to_job_ = true;
+    return absl::OkStatus();
+  }
+
+  // On a thread of the pool.
+  static void Prepare(const Work& work) {
+    const absl::Status status = Submit(work);
+    if (status.ok()) return;
+    work.model->metrics->CountRejected(status.code(), ErrorReasonOf(status));
+    work.stream->Close(status);
+  }
+
+  static absl::Status Submit(const Work& work) {
+    RETURN_IF_ERROR(CheckWanted(work));
+    ASSIGN_OR_RETURN(Request request, ValidateGenerate(work.proto, *work.model));
+    ASSIGN_OR_RETURN(request.prompt, PreparePrompt(work.proto, *work.model, absl::Now()));
+    RETURN_IF_ERROR(CheckWanted(work));
+    request.deadline = work.deadline;
+    return work.model->Submit(std::move(request), work.stream);
+  }
+
+  static absl::Status CheckWanted(const Work& work) {
+    if (work.deadline <= absl::Now()) {
+      return WithReason(
+          absl::DeadlineExceededError("the deadline passed before the prompt was prepared"),
+          "DEADLINE");
+    }
+    if (work.stream->cancelled())
+      return WithReason(absl::CancelledError("the client cancelled the call"), "CANCELLED");
+    return absl::OkStatus();
+  }
+
+  // Writes what there is, one response at a time; ends the call when the stream has ended.
+  void Pump() {
+    while (call_.writable()) {
+      if (!responses_.empty()) {
+        call_.Write(responses_.front());
+        responses_.pop_front();
+        return;
+      }
+      std::optional<absl::Status> end;
+      const std::optional<StreamEvent> event = stream_->Pop(&end);
+      if (event.has_value()) {
+        for (v1::GenerateResponse& response : ToResponses(*event, request_id_)) {
+          responses_.push_back(std::move(response));
+        }
+      } else {
+        if (end.has_value()) call_.Finish(*end);
+        return;
+      }
+    }
+  }
+
+  Call& call_;
+  const ServingState* state_;
+  PreparePool* pool_;
+  std::shared_ptr<Work> work_ = std::make_shared<Work>();
+  std::shared_ptr<TokenStream> stream_;
+  std::string request_id_;
+  bool given_to_job_ = false;
+  std::deque<v1::GenerateResponse> responses_;  // of one event
+};
+
+}  // namespace
+
+RpcService MakeGenerationService(const ServingState* state, PreparePool* pool) {
+  RpcService service{kGenerationService, {}};
+  service.methods.push_back({"Generate", [state, pool](Call& call) -> std::unique_ptr<CallHandler> {
+                               return std::make_unique<GenerateHandler>(call, state, pool);
+                             }});
+  service.methods.push_back(PooledUnary<v1::TokenizeRequest, v1::TokenizeResponse>(
+      "Tokenize", pool,
+      [state](const v1::TokenizeRequest& request, v1::TokenizeResponse* response) -> absl::Status {
+        RETURN_IF_ERROR(state->CheckAccepting());
+        ASSIGN_OR_RETURN(const auto model, state->Find(request.model()));
+        ASSIGN_OR_RETURN(const std::vector<std::int32_t> ids,
+                         Tokenize(request, *model, absl::Now()));
+        response->set_model(model->info.name);
+        response->mutable_token_ids()->Add(ids.begin(), ids.end());
+        return absl::OkStatus();
+      }));
+  service.methods.push_back(PooledUnary<v1::DetokenizeRequest, v1::DetokenizeResponse>(
+      "Detokenize", pool,
+      [state](const v1::DetokenizeRequest& request,
+              v1::DetokenizeResponse* response) -> absl::Status {
+        RETURN_IF_ERROR(state->CheckAccepting());
+        ASSIGN_OR_RETURN(const auto model, state->Find(request.model()));
+        ASSIGN_OR_RETURN(*response->mutable_text(), Detokenize(request, *model));
+        response->set_model(model->info.name);
+        return absl::OkStatus();
+      }));
+  return service;
+}
+
+}  // namespace nibble

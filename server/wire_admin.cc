@@ -1,0 +1,127 @@
+// What an administrator may ask for: load options and paths.
+#include <filesystem>
+#include <system_error>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "runtime/base/status.h"
+#include "server/errors.h"
+#include "server/values.h"
+#include "server/wire.h"
+
+namespace nibble {
+namespace {
+
+constexpr std::uint32_t kMaxInt32 = 0x7fffffff;
+
+// Takes a positive number that an int32 holds.
+template <typename Target>
+void TakeCount(const char* field, bool set, std::uint32_t value, Target* target,
+               Violations* violations) {
+  if (!set) return;
+  if (value < 1 || value > kMaxInt32) {
+    violations->Add(absl::StrCat("options.", field),
+                    absl::StrCat("must be from 1 to ", kMaxInt32, ", is ", value));
+    return;
+  }
+  *target = static_cast<std::int32_t>(value);
+}
+
+void TakeBytes(const char* field, bool set, std::int64_t value, std::optional<std::int64_t>* target,
+               Violations* violations) {
+  if (!set) return;
+  if (value < 1)
+    violations->Add(absl::StrCat("options.", field), absl::StrCat("must be positive, is ", value));
+  *target = value;
+}
+
+// Takes a value that a flag spells the same way.
+template <typename Parse, typename Target>
+void TakeName(const char* field, bool set, const std::string& text, Parse parse, Target* target,
+              Violations* violations) {
+  if (!set) return;
+  auto parsed = parse(text);
+  if (!parsed.ok()) {
+    violations->Add(absl::StrCat("options.", field), std::string(parsed.status().message()));
+    return;
+  }
+  *target = *parsed;
+}
+
+}  // namespace
+
+absl::Status ApplyLoadOptions(const v1::LoadOptions& options, LoadSpec* spec) {
+  Violations bad;
+  TakeBytes("kv_memory_bytes", options.has_kv_memory_bytes(), options.kv_memory_bytes(),
+            &spec->plan.kv_bytes, &bad);
+  TakeBytes("memory_bytes", options.has_memory_bytes(), options.memory_bytes(),
+            &spec->plan.memory_bytes, &bad);
+  TakeCount("max_context", options.has_max_context(), options.max_context(),
+            &spec->plan.max_context, &bad);
+  TakeCount("max_batch", options.has_max_batch(), options.max_batch(), &spec->plan.max_batch, &bad);
+  TakeCount("max_queue", options.has_max_queue(), options.max_queue(), &spec->max_queue, &bad);
+  TakeName("kv_dtype", options.has_kv_dtype(), options.kv_dtype(), ParseKvDType,
+           &spec->plan.kv_dtype, &bad);
+  TakeName("compute", options.has_compute(), options.compute(), ParseCompute,
+           &spec->backend.compute, &bad);
+  spec->plan.compute = spec->backend.compute;
+  TakeName("quantize", options.has_quantize(), options.quantize(), ParseQuantization,
+           &spec->quantize, &bad);
+  TakeName("admission", options.has_admission(), options.admission(), ParseAdmission,
+           &spec->admission, &bad);
+  if (options.has_default_max_tokens()) spec->default_max_tokens = options.default_max_tokens();
+  return bad.ToStatus();
+}
+
+absl::StatusOr<std::string> ContainPath(const std::string& root, absl::string_view path) {
+  namespace fs = std::filesystem;
+  if (path.empty() || path.size() > 4096 || absl::StrContains(path, absl::string_view("\0", 1))) {
+    return InvalidField(
+        "path", absl::StrCat("must be a path of 1 to 4096 bytes without NUL, is ", Quote(path)));
+  }
+  const absl::Status outside = WithReason(
+      absl::PermissionDeniedError(absl::StrCat("path ", Quote(path), " is not below --model-root")),
+      "PATH_NOT_ALLOWED");
+  if (root.empty()) {
+    return WithReason(
+        absl::PermissionDeniedError("no path may be loaded: start the daemon with --model-root"),
+        "PATH_NOT_ALLOWED");
+  }
+  std::error_code error;
+  const fs::path real_root = fs::canonical(root, error);
+  if (error)
+    return absl::FailedPreconditionError(
+        absl::StrCat("--model-root ", root, ": ", error.message()));
+  // What lies outside is refused before it is looked at, so that an answer does not tell whether it
+  // exists.
+  const fs::path asked = (real_root / std::string(path)).lexically_normal();
+  const auto below = [&](const fs::path& candidate) {
+    const fs::path relative = candidate.lexically_relative(real_root);
+    return !relative.empty() && *relative.begin() != "..";
+  };
+  if (!below(asked)) return outside;
+  const fs::path real = fs::canonical(asked, error);
+  if (error)
+    return absl::NotFoundError(
+        absl::StrCat("path ", Quote(path), " below --model-root: ", error.message()));
+  if (!below(real)) return outside;
+  if (fs::is_directory(real, error)) {
+    for (const fs::directory_entry& entry : fs::directory_iterator(real, error)) {
+      const fs::path target = fs::canonical(entry.path(), error);
+      if (!error && !below(target)) return outside;
+    }
+  }
+  return real.string();
+}
+
+std::string DefaultModelName(absl::string_view path) {
+  while (absl::EndsWith(path, "/")) path.remove_suffix(1);
+  const std::size_t slash = path.rfind('/');
+  absl::string_view name = slash == absl::string_view::npos ? path : path.substr(slash + 1);
+  for (const absl::string_view extension : {".gguf", ".safetensors"}) {
+    if (absl::EndsWith(name, extension)) name.remove_suffix(extension.size());
+  }
+  return std::string(name);
+}
+
+}  // namespace nibble
