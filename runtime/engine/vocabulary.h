@@ -20,7 +20,7 @@ absl::StatusOr<GgufVocabulary> ReadGgufVocabulary(const GgufMetadata& metadata);
 absl::StatusOr<std::shared_ptr<const Tokenizer>> LoadTokenizer(const Checkpoint& checkpoint);
 
 // The source of the template called `name` ("default", "tool_use", ...): chat_template.jinja, the
-// string or list in tokenizer_config.json, additional_chat_templates/NAME.jinja,
+// string or list in tokenizer_config.json,
 // tokenizer.chat_template[.NAME] of a GGUF file. Nothing when the checkpoint has none.
 absl::StatusOr<std::optional<std::string>> FindChatTemplate(const Checkpoint& checkpoint,
                                                             absl::string_view name = "default");
