@@ -233,9 +233,9 @@ class ProgramBuilder {
     moe.out = delta_;
     moe.experts = config_.experts;
     moe.top_k = config_.experts_per_token;
+    moe.intermediate = config_.expert_intermediate;
     moe.renormalize = config_.renormalize_experts;
     moe.activation = config_.activation;
-    moe.intermediate = config_.expert_intermediate;
     Emit(moe);
     PostNorm(table.post_mlp_norm, layer);
   }
