@@ -6,6 +6,7 @@
 #include "absl/strings/str_join.h"
 #include "runtime/base/status.h"
 #include "runtime/weights/formats.h"
+#include "runtime/weights/quantize_at_load.h"
 
 namespace nibble {
 namespace {
@@ -19,7 +20,26 @@ struct FormatRow {
 constexpr FormatRow kFormats[] = {
     {"", OpenDense},
     {"gguf", OpenGgufFormat},
+    {"gptq", OpenGptq},
+    {"auto-round", OpenAutoRound},
+    {"intel/auto-round", OpenAutoRound},
+    {"awq", OpenAwq},
+    {"bitsandbytes", OpenBitsandbytes},
+    {"compressed-tensors", OpenCompressedTensors},
 };
+
+// Whether most bytes are floats of 16 or 32 bits.
+bool HoldsFloats(const Checkpoint& checkpoint) {
+  std::uint64_t floats = 0;
+  std::uint64_t all = 0;
+  for (const TensorInfo& tensor : checkpoint.tensors()) {
+    const bool is_float =
+        tensor.dtype == DType::kF32 || tensor.dtype == DType::kF16 || tensor.dtype == DType::kBF16;
+    all += tensor.bytes;
+    floats += is_float ? tensor.bytes : 0;
+  }
+  return floats > all / 2;
+}
 
 absl::Status UnknownMethod(const Checkpoint& checkpoint, const std::string& method) {
   std::vector<absl::string_view> known;
@@ -39,10 +59,14 @@ absl::StatusOr<std::unique_ptr<WeightFormat>> OpenFormat(const Checkpoint& check
   ASSIGN_OR_RETURN(const QuantConfig quant, ReadQuantConfig(checkpoint));
   for (const FormatRow& row : kFormats) {
     if (quant.method != row.method) continue;
-    if (quantize != LoadQuantization::kNone) {
-      return absl::UnimplementedError("quantization at load is not built in");
+    ASSIGN_OR_RETURN(std::unique_ptr<WeightFormat> format, row.open(checkpoint, quant));
+    if (quantize == LoadQuantization::kNone) return format;
+    if (!HoldsFloats(checkpoint)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          checkpoint.path(), " is ", format->Name(),
+          ": only 16- and 32-bit weights are quantized at load; leave --quantize out"));
     }
-    return row.open(checkpoint, quant);
+    return QuantizeAtLoad(std::move(format), quantize);
   }
   return UnknownMethod(checkpoint, quant.method);
 }

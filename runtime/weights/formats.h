@@ -15,6 +15,11 @@ using OpenedFormat = absl::StatusOr<std::unique_ptr<WeightFormat>>;
 // outlives the result.
 OpenedFormat OpenDense(const Checkpoint& checkpoint, const QuantConfig& quant);
 OpenedFormat OpenGgufFormat(const Checkpoint& checkpoint, const QuantConfig& quant);
+OpenedFormat OpenGptq(const Checkpoint& checkpoint, const QuantConfig& quant);
+OpenedFormat OpenAutoRound(const Checkpoint& checkpoint, const QuantConfig& quant);
+OpenedFormat OpenAwq(const Checkpoint& checkpoint, const QuantConfig& quant);
+OpenedFormat OpenBitsandbytes(const Checkpoint& checkpoint, const QuantConfig& quant);
+OpenedFormat OpenCompressedTensors(const Checkpoint& checkpoint, const QuantConfig& quant);
 
 // LAYER.weight as it is stored: what most formats leave some layers in.
 absl::StatusOr<LinearSpec> DescribeDense(const Checkpoint& checkpoint, absl::string_view layer);

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "runtime/base/status.h"
+#include "runtime/weights/transpose.h"
 
 namespace nibble {
 
@@ -47,6 +48,38 @@ absl::StatusOr<HostBuffer> ReadTensor(const Checkpoint& checkpoint, const Tensor
   HostBuffer data(tensor.bytes);
   RETURN_IF_ERROR(checkpoint.Read(tensor, data.bytes()));
   return data;
+}
+
+absl::Status CheckFinite(const TensorInfo& tensor, const HostBuffer& data) {
+  const auto check = [&](auto values, auto exponent) -> absl::Status {
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      if ((values[i] & exponent) == exponent) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(Shown(tensor), ": element ", i, " is infinite or not a number"));
+      }
+    }
+    return absl::OkStatus();
+  };
+  switch (tensor.dtype) {
+    case DType::kF16: return check(data.As<std::uint16_t>(), std::uint16_t{0x7c00});
+    case DType::kBF16: return check(data.As<std::uint16_t>(), std::uint16_t{0x7f80});
+    default: return check(data.As<std::uint32_t>(), std::uint32_t{0x7f800000});
+  }
+}
+
+absl::StatusOr<FlatScales> ReadScalesTransposed(const Checkpoint& checkpoint,
+                                                const TensorInfo& tensor) {
+  ASSIGN_OR_RETURN(const HostBuffer data, ReadTensor(checkpoint, tensor));
+  RETURN_IF_ERROR(CheckFinite(tensor, data));
+  FlatScales out{tensor.dtype, HostBuffer(data.size())};
+  const std::int64_t rows = tensor.shape[0];
+  const std::int64_t columns = tensor.shape[1];
+  if (tensor.dtype == DType::kF32) {
+    Transpose(data.As<float>().data(), rows, columns, out.data.As<float>().data());
+  } else {
+    Transpose(data.As<std::uint16_t>().data(), rows, columns, out.data.As<std::uint16_t>().data());
+  }
+  return out;
 }
 
 absl::StatusOr<bool> HasBias(const Checkpoint& checkpoint, absl::string_view layer,

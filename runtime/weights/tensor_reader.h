@@ -26,6 +26,14 @@ absl::Status CheckMatrix(const TensorInfo& tensor);
 
 absl::StatusOr<HostBuffer> ReadTensor(const Checkpoint& checkpoint, const TensorInfo& tensor);
 
+// InvalidArgument names the tensor and the first infinity or NaN of its f32, f16 or bf16 numbers:
+// such a scale would turn every output that it touches into NaN.
+absl::Status CheckFinite(const TensorInfo& tensor, const HostBuffer& data);
+
+// Scales [groups, n] in f32, f16 or bf16 as FlatScales [n, groups].
+absl::StatusOr<FlatScales> ReadScalesTransposed(const Checkpoint& checkpoint,
+                                                const TensorInfo& tensor);
+
 // Whether LAYER.bias exists; an error when it is not f32, f16 or bf16 [n].
 absl::StatusOr<bool> HasBias(const Checkpoint& checkpoint, absl::string_view layer, std::int64_t n);
 // LAYER.bias widened; empty when there is none.
