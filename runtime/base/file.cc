@@ -64,6 +64,10 @@ absl::Status RandomAccessFile::Read(std::uint64_t offset, std::span<std::byte> o
   return absl::OkStatus();
 }
 
+void RandomAccessFile::DropCachedPages() const {
+  ::posix_fadvise(descriptor_, 0, 0, POSIX_FADV_DONTNEED);  // advice: a refusal changes nothing
+}
+
 absl::StatusOr<std::string> ReadTextFile(const std::string& path, std::uint64_t max_bytes) {
   ASSIGN_OR_RETURN(const std::unique_ptr<RandomAccessFile> file, RandomAccessFile::Open(path));
   if (file->size() > max_bytes) {

@@ -28,6 +28,9 @@ class RandomAccessFile {
   // Fills all of `out`, or names the file, the range and the size. OutOfRange past the end.
   absl::Status Read(std::uint64_t offset, std::span<std::byte> out) const;
 
+  // Tells the kernel that what it cached of the file will not be read again soon.
+  void DropCachedPages() const;
+
  private:
   RandomAccessFile(std::string path, int descriptor, std::uint64_t size)
       : path_(std::move(path)), descriptor_(descriptor), size_(size) {}

@@ -141,6 +141,7 @@ absl::StatusOr<std::unique_ptr<Runner>> LoadRunner(const ModelConfig& config,
                    BuildProgram(config, checkpoint, format, plan.limits.max_context));
   WeightLoader loader(built.weights, checkpoint, format, backend, progress);
   ASSIGN_OR_RETURN(ModelWeights weights, loader.Run());
+  checkpoint.DropCachedPages();
 #ifdef __GLIBC__
   malloc_trim(0);  // what the loading threads freed goes back, as the plan says
 #endif

@@ -64,6 +64,10 @@ class FileCheckpoint final : public Checkpoint {
     return files_[static_cast<std::size_t>(tensor.file)]->Read(tensor.offset, out);
   }
 
+  void DropCachedPages() const override {
+    for (const auto& file : files_) file->DropCachedPages();
+  }
+
   absl::StatusOr<std::string> Revision() const override {
     Fingerprint fingerprint;
     fingerprint.Add(DumpJson(config_));

@@ -45,6 +45,9 @@ class Checkpoint {
   // Reads the bytes of one tensor; concurrent calls are fine.
   virtual absl::Status Read(const TensorInfo& tensor, std::span<std::byte> out) const = 0;
 
+  // What the kernel cached of the files is not needed any more: the weights are loaded.
+  virtual void DropCachedPages() const {}
+
   // The same content gives the same revision: a hash over names, shapes, types, sizes and sampled
   // bytes. Hex.
   virtual absl::StatusOr<std::string> Revision() const = 0;
