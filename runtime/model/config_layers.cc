@@ -54,9 +54,10 @@ absl::StatusOr<bool> SlidesByType(const Json& type, int layer) {
 absl::Status ReadWindows(const ConfigSource& source, const Architecture& row, ModelConfig& config) {
   ASSIGN_OR_RETURN(std::int32_t window, WindowSize(source, row));
   ASSIGN_OR_RETURN(const Json::Array* types, LayerList(source, "layer_types", config.layers));
-  ASSIGN_OR_RETURN(
-      std::int32_t pattern,
-      source.Size({"sliding_window_pattern|_sliding_window_pattern", nullptr}, 6, 1, 1024));
+  ASSIGN_OR_RETURN(std::int32_t pattern,
+                   source.Size({"sliding_window_pattern|_sliding_window_pattern",
+                                "attention.sliding_window_pattern"},
+                               6, 1, 1024));
   ASSIGN_OR_RETURN(std::int32_t first,
                    source.Size({"max_window_layers", nullptr}, 28, 0, kMaxWindow));
   for (int i = 0; i < config.layers; ++i) {

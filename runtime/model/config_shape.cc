@@ -144,7 +144,9 @@ absl::Status ReadScales(const ConfigSource& source, const Architecture& row,
                                            defaults.query_scalar, 1e-3, 1e6));
     }
   }
-  config.attention_scale = static_cast<float>(1.0 / std::sqrt(scalar));
+  ASSIGN_OR_RETURN(double attention_scale,
+                   source.Real({nullptr, "attention.scale"}, 1.0 / std::sqrt(scalar), 1e-6, 1e6));
+  config.attention_scale = static_cast<float>(attention_scale);
 
   // An explicit null turns a cap of the class off.
   const auto softcap = [&](ConfigKey key, double of_class) -> absl::StatusOr<float> {

@@ -18,7 +18,7 @@ constexpr double kBudgetShare = 0.9;  // of the device, when --memory is unset
 
 // A host shares its memory with everybody else, so that an unset --kv-memory stops there even when
 // more is free.
-constexpr std::int64_t kHostKvCap = 4 * kGiB;
+constexpr std::int64_t kHostKvCap = 2 * kGiB;
 constexpr std::int64_t kHostKvShare = 4;  // and at this part of the budget
 
 constexpr std::int32_t kHostBatch = 64, kDeviceBatch = 256;
