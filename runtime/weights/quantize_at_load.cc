@@ -153,7 +153,8 @@ absl::StatusOr<Row8> QuantizeRows(const LinearWeight& weight, const Dense& dense
       absmax = std::max(absmax, std::abs(value));
     }
     RETURN_IF_ERROR(CheckRow(row, n));
-    const float inverse = absmax == 0 ? 0.0f : 127.0f / absmax;
+    // By the reciprocal, as both back ends of the library divide: exact ties round accordingly.
+    const float inverse = absmax == 0 ? 0.0f : (1.0f / absmax) * 127.0f;
     std::int8_t* codes = out.codes.As<std::int8_t>().data() + n * weight.k;
     for (std::int64_t j = 0; j < weight.k; ++j) {
       codes[j] = static_cast<std::int8_t>(std::rint(row[static_cast<std::size_t>(j)] * inverse));
