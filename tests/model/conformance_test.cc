@@ -19,8 +19,7 @@
 namespace nibble {
 namespace {
 
-constexpr double kTolerance = 0.02;             // of a logit
-constexpr double kQuantizedActivations = 0.15;  // where rounding of activations may tip either way
+constexpr double kTolerance = 0.02;  // of a gap between logits
 constexpr double kNearTie = 0.02;
 
 Json ReadJson(const std::filesystem::path& path) {
@@ -51,16 +50,32 @@ LoadQuantization QuantizeFlag(const Json& reference) {
   return kind == kinds.end() ? LoadQuantization::kNone : kind->second;
 }
 
-// Formats whose activations are quantized have a reference whose own rounding is part of the
-// answer.
-bool QuantizesActivations(const Json& reference) {
-  return reference.Find("dense_forward") != nullptr ||
-         reference.Find("weight_only_forward") != nullptr;
+// How far a gap between logits may be from the reference's.
+struct Tolerance {
+  double gap = kTolerance;
+  double first = kTolerance;  // after a prompt of one token
+  double tie = kNearTie;      // where the best two are closer, either is right
+};
+
+// Where activations are quantized too, one code that tips the other way (a difference of 1e-7 is
+// enough) moves all that follows by as much as quantizing moved it, which the reference records as
+// the distance of a forward that does not. Before any code can tip, after a single token, the
+// answer must still be exact, but for LLM.int8(), whose library divides by 127 squared with a
+// constant that is 2e-5 off on the CPU.
+Tolerance ToleranceOf(const Json& reference) {
+  if (const Json* distance = reference.Find("weight_only_forward")) {
+    return {2 * distance->Find("max_abs_diff")->AsDouble(), kTolerance, 0.1};
+  }
+  if (const Json* distance = reference.Find("dense_forward")) {
+    return {2 * distance->Find("max_abs_diff")->AsDouble(), 0.1, 0.1};
+  }
+  return {};
 }
 
 // `step` is [[id, logit], ...], best first. Softmax does not care for a constant: gaps to the best
 // are compared. Ids that the 20 best do not hold cannot be compared, but eight of eight always are.
-void ExpectStep(const RowResult& row, const Json& step, double tolerance, double& worst) {
+void ExpectStep(const RowResult& row, const Json& step, double tolerance, double tie,
+                double& worst) {
   ASSERT_FALSE(row.bad_logits);
   std::map<std::int32_t, double> ours;
   for (const TopLogprob& top : row.top) ours[top.token] = top.logprob;
@@ -78,13 +93,14 @@ void ExpectStep(const RowResult& row, const Json& step, double tolerance, double
                                 << ours[id] - ours[best_id] << ", expected " << gap;
   }
   const double margin = best_logit - best[1].AsArray()[1].AsDouble();
-  if (margin > std::max(kNearTie, tolerance)) {
+  if (margin > tie) {
     EXPECT_EQ(row.token, best_id) << "margin " << margin;
   }
 }
 
 // The prompt in one call, then the reference's tokens one by one, whatever ours would have been.
-void CheckCase(const LoadedModel& model, const Json& reference, double tolerance, double& worst) {
+void CheckCase(const LoadedModel& model, const Json& reference, const Tolerance& tolerance,
+               double& worst) {
   const std::vector<std::int32_t> prompt = Ids(*reference.Find("prompt"));
   const std::vector<std::int32_t> tokens = Ids(*reference.Find("tokens"));
   const Json::Array& steps = reference.Find("steps")->AsArray();
@@ -93,7 +109,8 @@ void CheckCase(const LoadedModel& model, const Json& reference, double tolerance
   for (std::size_t i = 0; i < steps.size(); ++i) {
     SCOPED_TRACE(absl::StrCat("case ", reference.Find("case")->AsString(), " step ", i));
     ASSERT_TRUE(row.ok()) << row.status();
-    ExpectStep(*row, steps[i], tolerance, worst);
+    const bool first = i == 0 && prompt.size() == 1;
+    ExpectStep(*row, steps[i], first ? tolerance.first : tolerance.gap, tolerance.tie, worst);
     if (::testing::Test::HasFailure()) return;  // the rest would only repeat it
     if (i + 1 < steps.size()) row = sequence.Append({&tokens[i], 1});
   }
@@ -113,7 +130,7 @@ TEST_P(ConformanceTest, MatchesReference) {
   const absl::StatusOr<LoadedModel> model = LoadForTest(path.string(), options);
   ASSERT_TRUE(model.ok()) << model.status();
 
-  const double tolerance = QuantizesActivations(reference) ? kQuantizedActivations : kTolerance;
+  const Tolerance tolerance = ToleranceOf(reference);
   double worst = 0;
   CheckCase(*model, reference, tolerance, worst);
   if (const Json* more = reference.Find("more")) {
