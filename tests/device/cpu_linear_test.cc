@@ -1,0 +1,199 @@
+#include "runtime/device/cpu_linear.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "runtime/device/cpu_products.h"
+#include "tests/device/random_weight.h"
+#include "tests/kernels/isa_test.h"
+#include "tests/kernels/reference.h"
+
+namespace nibble {
+namespace {
+
+std::unique_ptr<CpuLinear> Pack(const LinearWeight& weight) {
+  absl::StatusOr<std::unique_ptr<CpuLinear>> linear = CpuLinear::Pack({&weight, 1}, PackAxis::kN);
+  EXPECT_TRUE(linear.ok()) << linear.status();
+  return std::move(linear).value();
+}
+
+// Products over memory of their own.
+class Products {
+ public:
+  explicit Products(const cpu::KernelTable& kernels, int threads = 1)
+      : pool_(threads), context_{&pool_, &kernels}, products_(context_, 1 << 16, layout_) {
+    memory_ = HostMemory::Allocate(layout_.total()).value();
+    products_.Bind(memory_);
+  }
+
+  std::vector<float> Run(const CpuLinear& linear, const std::vector<float>& x, std::int64_t rows) {
+    std::vector<float> y(static_cast<std::size_t>(rows * linear.n), 7777.0f);
+    std::vector<ProductJob> jobs;
+    for (const CpuSegment& segment : linear.segments()) {
+      jobs.push_back({&segment, x.data(), linear.k, rows, y.data() + segment.row, linear.n});
+    }
+    products_.Run(jobs);
+    return y;
+  }
+
+  float* panel() { return products_.panel(0); }
+
+ private:
+  cpu::ThreadPool pool_;
+  CpuContext context_;
+  MemoryLayout layout_;
+  CpuProducts products_;
+  HostMemory memory_;
+};
+
+// What the format makes of one token's input (kernels/cpu tests check the rounding itself).
+std::vector<float> RoundInput(const cpu::KernelTable& kernels, const LinearWeight& weight,
+                              std::vector<float> x) {
+  const auto* row8 = std::get_if<Row8>(&weight.encoding);
+  if (row8 == nullptr) return x;
+  const CpuSegment& segment = Pack(weight)->segments()[0];
+  kernels.fake_quant({x.data(), weight.k, segment.activation, segment.activation_scale,
+                      segment.activation_zero, segment.outlier_threshold});
+  return x;
+}
+
+class CpuLinearTest : public IsaTest {};
+
+TEST_P(CpuLinearTest, ProductsMatchTheReferenceDecoder) {
+  Products products(kernels());
+  for (const auto& [n, k] :
+       std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 33}, {17, 300}, {40, 576}}) {
+    for (const NamedWeight& c : EveryEncoding(n, k, 11)) {
+      SCOPED_TRACE(testing::Message() << c.name << " " << n << " by " << k);
+      const auto linear = Pack(c.weight);
+      const std::vector<float> w = Dequantize(c.weight).value();
+      for (const std::int64_t rows : {1, 6}) {
+        const auto x = reference::Random(rows * k, 3, 2.0f);
+        const auto y = products.Run(*linear, x, rows);
+        for (std::int64_t r = 0; r < rows; ++r) {
+          const auto input =
+              RoundInput(kernels(), c.weight, {x.begin() + r * k, x.begin() + (r + 1) * k});
+          for (std::int64_t i = 0; i < n; ++i) {
+            double sum = c.weight.bias.empty() ? 0.0 : c.weight.bias[i];
+            double magnitude = std::abs(sum);
+            for (std::int64_t j = 0; j < k; ++j) {
+              sum += double{input[j]} * w[i * k + j];
+              magnitude += std::abs(double{input[j]} * w[i * k + j]);
+            }
+            ASSERT_NEAR(y[r * n + i], sum, 4e-7 * magnitude) << "row " << r << " output " << i;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(CpuLinearTest, EmbeddedRowsAreTheDecodedWeights) {
+  Products products(kernels());
+  const bool fused = GetParam() != cpu::Isa::kBaseline;  // the baseline has no fused multiply-add
+  for (const NamedWeight& c : EveryEncoding(19, 300, 12)) {
+    SCOPED_TRACE(c.name);
+    const auto linear = Pack(c.weight);
+    const std::vector<float> w = Dequantize(c.weight).value();
+    for (const std::int64_t row : {0, 7, 18}) {
+      std::vector<float> out(300);
+      kernels().embed_row({&linear->segments()[0].matrix, row, 1.0f, out.data(), products.panel()});
+      for (std::int64_t j = 0; j < 300; ++j) {
+        if (fused) {
+          ASSERT_EQ(out[j], w[row * 300 + j]) << row << ", " << j;
+        } else {
+          ASSERT_NEAR(out[j], w[row * 300 + j], 1e-6) << row << ", " << j;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(CpuLinearTest, RowIsTheSameBitsAloneAmongOthersAndOnMoreThreads) {
+  constexpr std::int64_t kN = 200, kK = 576, kRows = 33;
+  Products alone(kernels()), threads(kernels(), 3);
+  const auto x = reference::Random(kRows * kK, 5, 2.0f);
+  for (const NamedWeight& c : EveryEncoding(kN, kK, 13)) {
+    SCOPED_TRACE(c.name);
+    const auto linear = Pack(c.weight);
+    const auto together = alone.Run(*linear, x, kRows);
+    EXPECT_EQ(together, threads.Run(*linear, x, kRows));
+    for (const std::int64_t r : {0, 1, 15, 31, 32}) {
+      const auto one = alone.Run(*linear, {x.begin() + r * kK, x.begin() + (r + 1) * kK}, 1);
+      EXPECT_EQ(one, std::vector<float>(together.begin() + r * kN, together.begin() + (r + 1) * kN))
+          << r;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CpuLinearTest, testing::ValuesIn(cpu::kAllIsas), IsaName);
+
+TEST(CpuPackTest, PackedBytesAreWhatPackHolds) {
+  for (const NamedWeight& c : EveryEncoding(50, 300, 14)) {
+    const LinearSpec spec = SpecOf(c.weight);
+    EXPECT_EQ(CpuLinear::PackedBytes({&spec, 1}, PackAxis::kN).value(), Pack(c.weight)->bytes)
+        << c.name;
+  }
+}
+
+TEST(CpuPackTest, FourBitsStayFourBits) {
+  WeightMaker make(1);
+  const LinearWeight weight =
+      make.AffineWeight(1536, 576, 4, 32, ScaleKind::kF16, OffsetKind::kBias);
+  EXPECT_LE(Pack(weight)->bytes, HostBytes(SpecOf(weight)) + 4096);
+}
+
+TEST(CpuPackTest, UnequalSegmentsStackAlongN) {
+  WeightMaker make(2);
+  std::vector<LinearWeight> weights;
+  weights.push_back(
+      make.AffineWeight(20, 64, 4, 32, ScaleKind::kF16, OffsetKind::kZeroCodes, true));
+  weights.push_back(make.DenseWeight(3, 64, DType::kBF16));
+  weights.push_back(make.Row8Weight(33, 64, DType::kI8, ActivationQuant::kDynamic));
+  const auto linear = CpuLinear::Pack(weights, PackAxis::kN).value();
+  EXPECT_EQ(linear->n, 56);
+  const auto x = reference::Random(3 * 64, 6);
+  const auto y = Products(cpu::KernelsOf(cpu::BestIsa())).Run(*linear, x, 3);
+  std::int64_t row = 0;
+  for (const LinearWeight& weight : weights) {
+    const auto part = Products(cpu::KernelsOf(cpu::BestIsa())).Run(*Pack(weight), x, 3);
+    for (std::int64_t r = 0; r < 3; ++r) {
+      for (std::int64_t i = 0; i < weight.n; ++i)
+        EXPECT_EQ(y[r * 56 + row + i], part[r * weight.n + i]);
+    }
+    row += weight.n;
+  }
+}
+
+TEST(CpuPackTest, RefusesWhatItCannotRun) {
+  WeightMaker make(3);
+  const auto pack = [](std::vector<LinearWeight> weights) {
+    return CpuLinear::Pack(weights, PackAxis::kN).status();
+  };
+  std::vector<LinearWeight> unequal;
+  unequal.push_back(make.DenseWeight(4, 32, DType::kF32));
+  unequal.push_back(make.DenseWeight(4, 64, DType::kF32));
+  EXPECT_EQ(pack(std::move(unequal)).code(), absl::StatusCode::kInvalidArgument);
+
+  std::vector<LinearWeight> shorted;
+  shorted.push_back(make.DenseWeight(4, 32, DType::kF32));
+  shorted[0].n = 5;
+  EXPECT_EQ(pack(std::move(shorted)).code(), absl::StatusCode::kInvalidArgument);
+
+  LinearSpec seven;
+  seven.n = seven.k = 32;
+  seven.kind = EncodingKind::kAffine;
+  seven.bits = 7;
+  seven.group = 32;
+  seven.scales = ScaleKind::kF16;
+  EXPECT_EQ(CpuLinear::PackedBytes({&seven, 1}, PackAxis::kN).status().code(),
+            absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(CpuLinear::PackedBytes({}, PackAxis::kN).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace nibble
