@@ -238,8 +238,19 @@ struct Parts {
   HostBuffer offset_codes;
 };
 
-Parts DecodeBlocks(const BlockType& type, const GgmlType& ggml, std::int64_t n, std::int64_t k,
-                   const HostBuffer& raw) {
+// Infinities and NaN would spread to every output: a damaged file, refused while it is read.
+absl::Status CheckBlock(const BlockType& type, const Block& block, std::int64_t index) {
+  const bool has_half = type.scales != ScaleKind::kE8M0;
+  const bool has_minimum = type.offset == OffsetKind::kBias || type.offset == OffsetKind::kTwoLevel;
+  if ((has_half && (block.d & 0x7c00) == 0x7c00) || (has_minimum && (block.m & 0x7c00) == 0x7c00)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("block ", index, " has a scale that is infinite or not a number"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Parts> DecodeBlocks(const BlockType& type, const GgmlType& ggml, std::int64_t n,
+                                   std::int64_t k, const HostBuffer& raw) {
   const std::int64_t blocks = n * (k / ggml.elements);
   const std::int64_t groups = ggml.elements / type.group;  // of one block
   const bool two_level = type.scales == ScaleKind::kTwoLevel;
@@ -259,6 +270,7 @@ Parts DecodeBlocks(const BlockType& type, const GgmlType& ggml, std::int64_t n, 
   Block block{};
   for (std::int64_t b = 0; b < blocks; ++b, in += ggml.bytes) {
     type.decode(in, block);
+    RETURN_IF_ERROR(CheckBlock(type, block, b));
     PackCodes(block.codes, type.bits, ggml.elements, parts.codes.data() + b * code_bytes);
     std::memcpy(parts.scales.data() + b * scale_bytes, &block.d,
                 static_cast<std::size_t>(scale_bytes));
@@ -322,7 +334,7 @@ absl::StatusOr<LinearWeight> DecodeGgml(int ggml_type, std::int64_t n, std::int6
     return weight;
   }
   const BlockType& type = *FindBlockType(ggml_type);
-  Parts parts = DecodeBlocks(type, ggml, n, k, raw);
+  ASSIGN_OR_RETURN(Parts parts, DecodeBlocks(type, ggml, n, k, raw));
   Scales scales;
   if (type.scales == ScaleKind::kTwoLevel) {
     scales = TwoLevelScales{std::move(parts.scales), std::move(parts.scale_codes),

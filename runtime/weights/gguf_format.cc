@@ -78,8 +78,13 @@ class GgufFormat final : public WeightFormat {
     ASSIGN_OR_RETURN(const LayerName name, ParseLayer(layer));
     ASSIGN_OR_RETURN(const TensorInfo matrix, FindMatrix(name));
     ASSIGN_OR_RETURN(HostBuffer raw, ReadTensor(checkpoint_, matrix));
-    ASSIGN_OR_RETURN(LinearWeight weight,
-                     DecodeGgml(matrix.ggml_type, spec.n, spec.k, std::move(raw)));
+    absl::StatusOr<LinearWeight> decoded =
+        DecodeGgml(matrix.ggml_type, spec.n, spec.k, std::move(raw));
+    if (!decoded.ok()) {
+      return absl::Status(decoded.status().code(),
+                          absl::StrCat(Shown(matrix), ": ", decoded.status().message()));
+    }
+    LinearWeight weight = *std::move(decoded);
     ASSIGN_OR_RETURN(const std::optional<TensorInfo> bias, FindBias(name, spec.n));
     if (bias) {
       weight.bias.resize(static_cast<std::size_t>(spec.n));
