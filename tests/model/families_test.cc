@@ -29,56 +29,75 @@ void ExpectRow(const RowResult& row, const std::vector<float>& expected) {
   }
 }
 
-class FamiliesTest : public ::testing::TestWithParam<std::string> {
- protected:
-  // One prefill of the whole prompt, then the same prompt token by token.
-  void Check(const TinyModel& model, const std::string& path) {
-    LoadOptions options;
-    options.page_tokens = 8;  // several pages
-    auto loaded = LoadForTest(path, options);
-    ASSERT_TRUE(loaded.ok()) << loaded.status();
+// One prefill of the whole prompt, then the same prompt token by token.
+void Check(const TinyModel& model, const std::string& path) {
+  LoadOptions options;
+  options.page_tokens = 8;  // several pages
+  auto loaded = LoadForTest(path, options);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
 
-    GreedySequence at_once(*loaded->runner, loaded->plan.kv);
-    const auto rows = at_once.AppendAll(model.prompt);
-    ASSERT_TRUE(rows.ok()) << rows.status();
-    for (const auto& [index, expected] : model.logprobs) {
-      SCOPED_TRACE(absl::StrCat(model.name, " prefill, after token ", index));
-      ExpectRow((*rows)[index], expected);
-    }
-
-    GreedySequence one_by_one(*loaded->runner, loaded->plan.kv);
-    for (std::size_t i = 0; i < model.prompt.size(); ++i) {
-      const auto row = one_by_one.Append({&model.prompt[i], 1});
-      ASSERT_TRUE(row.ok()) << row.status();
-      const auto expected = model.logprobs.find(static_cast<int>(i));
-      if (expected == model.logprobs.end()) continue;
-      SCOPED_TRACE(absl::StrCat(model.name, " decode, after token ", i));
-      ExpectRow(*row, expected->second);
-    }
+  GreedySequence at_once(*loaded->runner, loaded->plan.kv);
+  const auto rows = at_once.AppendAll(model.prompt);
+  ASSERT_TRUE(rows.ok()) << rows.status();
+  for (const auto& [index, expected] : model.logprobs) {
+    SCOPED_TRACE(absl::StrCat(model.name, " prefill, after token ", index));
+    ExpectRow((*rows)[index], expected);
   }
-};
 
-TEST_P(FamiliesTest, HuggingFace) {
+  GreedySequence one_by_one(*loaded->runner, loaded->plan.kv);
+  for (std::size_t i = 0; i < model.prompt.size(); ++i) {
+    const auto row = one_by_one.Append({&model.prompt[i], 1});
+    ASSERT_TRUE(row.ok()) << row.status();
+    const auto expected = model.logprobs.find(static_cast<int>(i));
+    if (expected == model.logprobs.end()) continue;
+    SCOPED_TRACE(absl::StrCat(model.name, " decode, after token ", i));
+    ExpectRow(*row, expected->second);
+  }
+}
+
+std::vector<std::string> Names(bool gguf) {
+  std::vector<std::string> names;
+  for (const TinyModel& model : TinyModels()) {
+    if (!gguf || model.has_gguf) names.push_back(model.name);
+  }
+  return names;
+}
+
+class HuggingFaceTest : public ::testing::TestWithParam<std::string> {};
+class GgufTest : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(HuggingFaceTest, MatchesAnIndependentImplementation) {
   const TinyModel model = FindTinyModel(GetParam());
   TempDir dir;
   Check(model, WriteHuggingFace(model, dir));
 }
 
-TEST_P(FamiliesTest, Gguf) {
+TEST_P(GgufTest, MatchesAnIndependentImplementation) {
   const TinyModel model = FindTinyModel(GetParam());
-  if (!model.has_gguf) GTEST_SKIP() << "GGUF has no key for what is special about " << model.name;
   TempDir dir;
   Check(model, WriteGguf(model, dir));
 }
 
-std::vector<std::string> Names() {
-  std::vector<std::string> names;
-  for (const TinyModel& model : TinyModels()) names.push_back(model.name);
-  return names;
-}
+std::string Name(const ::testing::TestParamInfo<std::string>& test) { return test.param; }
 
-INSTANTIATE_TEST_SUITE_P(All, FamiliesTest, ::testing::ValuesIn(Names()),
-                         [](const auto& test) { return test.param; });
+INSTANTIATE_TEST_SUITE_P(Families, HuggingFaceTest, ::testing::ValuesIn(Names(false)), Name);
+INSTANTIATE_TEST_SUITE_P(Families, GgufTest, ::testing::ValuesIn(Names(true)), Name);
+
+// A multimodal file nests the language model, under either prefix.
+TEST(WrapperTest, LanguageModelOfGemma3) {
+  for (const std::string prefix : {"language_model.model.", "model.language_model."}) {
+    TinyModel model = FindTinyModel("gemma3");
+    Json wrapper{Json::Object{}};
+    wrapper.Set("architectures", Json::Array{"Gemma3ForConditionalGeneration"});
+    wrapper.Set("text_config", model.config);
+    model.config = wrapper;
+    for (FloatTensor& tensor : model.tensors) {
+      tensor.name = prefix + tensor.name.substr(std::string("model.").size());
+    }
+    TempDir dir;
+    Check(model, WriteHuggingFace(model, dir));
+  }
+}
 
 // A row without a case would be a family that nobody ever ran.
 TEST(FamiliesCoverageTest, EveryArchitectureHasACase) {

@@ -70,7 +70,6 @@ std::int64_t HeadDim(const TinyModel& model) {
   return Int(model, "head_dim", Int(model, "hidden_size") / Int(model, "num_attention_heads"));
 }
 
-
 const std::map<std::string, std::string>& GgufArchitectures() {
   static const std::map<std::string, std::string> names = {
       {"llama", "llama"},    {"mistral", "llama"}, {"mixtral", "llama"},
