@@ -102,18 +102,18 @@ void ReadGgufTokens(const GgufMetadata& metadata, ModelConfig& config) {
   }
 }
 
-absl::Status CheckTokens(const ModelConfig& config) {
-  for (const std::int32_t id : config.eos_ids) {
-    if (id < 0 || id >= config.vocab) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("eos_token_id is ", id, "; it must be from 0 to ", config.vocab - 1));
-    }
-  }
-  if (config.bos_id && (*config.bos_id < 0 || *config.bos_id >= config.vocab)) {
-    return absl::InvalidArgumentError(absl::StrCat("bos_token_id is ", *config.bos_id,
-                                                   "; it must be from 0 to ", config.vocab - 1));
-  }
-  return absl::OkStatus();
+// Ids that the model has no row for can never be sampled: they are dropped, as other servers do,
+// but said.
+void DropImpossibleTokens(const std::string& path, ModelConfig& config) {
+  const auto impossible = [&](std::int32_t id) {
+    if (id >= 0 && id < config.vocab) return false;
+    LogWarning(
+        "a special token lies outside the vocabulary and is ignored",
+        {{"path", path}, {"id", absl::StrCat(id)}, {"vocabulary", absl::StrCat(config.vocab)}});
+    return true;
+  };
+  std::erase_if(config.eos_ids, impossible);
+  if (config.bos_id && impossible(*config.bos_id)) config.bos_id.reset();
 }
 
 absl::Status ReadAll(const ConfigSource& source, const Architecture& row,
@@ -173,7 +173,7 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const Checkpoint& checkpoint) {
   ASSIGN_OR_RETURN(ModelConfig config, checkpoint.kind() == CheckpointKind::kGguf
                                            ? ReadGguf(checkpoint)
                                            : ReadHuggingFace(checkpoint));
-  RETURN_IF_ERROR(CheckTokens(config));
+  DropImpossibleTokens(checkpoint.path(), config);
   RETURN_IF_ERROR(CheckTensors(config, checkpoint));
   return config;
 }

@@ -33,7 +33,10 @@ absl::StatusOr<std::int32_t> WindowSize(const ConfigSource& source, const Archit
   if (source.is_gguf()) {
     // Dense Qwens record a window that they do not use.
     if (row.window_rule == WindowRule::kFromMaximum) return 0;
-    return source.Size(kWindow, 0, 0, kMaxWindow);
+    // Early Gemma 2 files leave it out.
+    const std::int32_t fallback =
+        row.window_rule == WindowRule::kEvenLayers ? row.defaults.window : 0;
+    return source.Size(kWindow, fallback, 0, kMaxWindow);
   }
   if (row.window_rule == WindowRule::kFromMaximum) {
     ASSIGN_OR_RETURN(bool used, source.Flag({"use_sliding_window", nullptr}, false));

@@ -236,6 +236,7 @@ Json ToJson(const MemoryPlan& plan) {
   json.Set("kv_pages", plan.kv.num_pages);
   json.Set("page_tokens", plan.kv.page_tokens);
   json.Set("max_context", std::int64_t{plan.limits.max_context});
+  json.Set("sequences_of_max_context", plan.kv_tokens / plan.limits.max_context);
   json.Set("max_batch", std::int64_t{plan.limits.max_sequences});
   json.Set("max_step_tokens", std::int64_t{plan.limits.max_tokens});
   json.Set("balance_batch", plan.balance_batch);
