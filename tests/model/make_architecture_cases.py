@@ -35,7 +35,7 @@ CASES = {
     "llama": dict(architectures=["LlamaForCausalLM"], model_type="llama", rope_theta=10000.0,
                   tie_word_embeddings=True, hidden_act="silu"),
     "llama3": dict(architectures=["LlamaForCausalLM"], model_type="llama", rope_theta=500000.0, rope_scaling=LLAMA3,
-                   attention_bias=True, tie_word_embeddings=False),
+                   attention_bias=True, mlp_bias=True, tie_word_embeddings=False),
     "linear": dict(architectures=["LlamaForCausalLM"], model_type="llama", rope_theta=10000.0,
                    rope_scaling=dict(type="linear", factor=4.0), tie_word_embeddings=True),
     "mistral": dict(architectures=["MistralForCausalLM"], model_type="mistral", rope_theta=10000.0,
@@ -143,9 +143,10 @@ def tensors(c):
             yield p + "mlp.gate_up_proj.weight", (2 * inner, hidden)
             yield p + "mlp.down_proj.weight", (hidden, inner)
         else:
-            yield p + "mlp.gate_proj.weight", (inner, hidden)
-            yield p + "mlp.up_proj.weight", (inner, hidden)
-            yield p + "mlp.down_proj.weight", (hidden, inner)
+            for name, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)), ("down", (hidden, inner))):
+                yield p + f"mlp.{name}_proj.weight", shape
+                if c.get("mlp_bias"):
+                    yield p + f"mlp.{name}_proj.bias", shape[:1]
 
 
 def weight(name, shape, family):
