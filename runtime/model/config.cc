@@ -1,5 +1,7 @@
 #include "runtime/model/config.h"
 
+#include <limits>
+
 #include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -55,12 +57,15 @@ absl::Status CheckTensors(const ModelConfig& config, const Checkpoint& checkpoin
 }
 
 void AddIds(const Json* ids, std::vector<std::int32_t>& out) {
+  const auto add = [&](const Json& id) {
+    if (!id.is_integer()) return;
+    const std::int64_t value = id.AsInt64();
+    const bool fits = value >= 0 && value <= std::numeric_limits<std::int32_t>::max();
+    out.push_back(fits ? static_cast<std::int32_t>(value) : -1);  // -1: no token at all
+  };
   if (ids == nullptr) return;
-  if (ids->is_integer()) out.push_back(static_cast<std::int32_t>(ids->AsInt64()));
-  if (!ids->is_array()) return;
-  for (const Json& id : ids->AsArray()) {
-    if (id.is_integer()) out.push_back(static_cast<std::int32_t>(id.AsInt64()));
-  }
+  if (!ids->is_array()) return add(*ids);
+  for (const Json& id : ids->AsArray()) add(id);
 }
 
 // generation_config.json goes before config.json, which goes before the class.
@@ -173,8 +178,8 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const Checkpoint& checkpoint) {
   ASSIGN_OR_RETURN(ModelConfig config, checkpoint.kind() == CheckpointKind::kGguf
                                            ? ReadGguf(checkpoint)
                                            : ReadHuggingFace(checkpoint));
-  DropImpossibleTokens(checkpoint.path(), config);
   RETURN_IF_ERROR(CheckTensors(config, checkpoint));
+  DropImpossibleTokens(checkpoint.path(), config);
   return config;
 }
 
