@@ -6,11 +6,14 @@
 #include <condition_variable>
 #include <mutex>
 #include <new>
+#include <optional>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "runtime/base/log.h"
 #include "runtime/base/status.h"
 #include "runtime/model/program_builder.h"
 
@@ -39,11 +42,8 @@ class WeightLoader {
       ASSIGN_OR_RETURN(std::vector<float> values, LoadVector(checkpoint_, vector));
       weights_.vectors.push_back(std::move(values));
     }
-    std::vector<std::thread> threads;
-    const int wanted =
-        std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
-    const std::size_t count = std::min<std::size_t>(wanted, plan_.linears.size());
-    for (std::size_t i = 0; i < count; ++i) threads.emplace_back([this]() noexcept { Work(); });
+    std::vector<std::thread> threads = StartThreads();
+    if (threads.empty()) Work();
     for (std::thread& thread : threads) thread.join();
     RETURN_IF_ERROR(failure_);
     return std::move(weights_);
@@ -52,6 +52,20 @@ class WeightLoader {
   std::int64_t total_bytes() const { return total_bytes_; }
 
  private:
+  // As many as there are; the caller does the work alone where the system refuses even one.
+  std::vector<std::thread> StartThreads() {
+    std::vector<std::thread> threads;
+    const int wanted =
+        std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
+    const std::size_t count = std::min<std::size_t>(wanted, plan_.linears.size());
+    try {
+      while (threads.size() < count) threads.emplace_back([this]() noexcept { Work(); });
+    } catch (const std::system_error& error) {
+      LogWarning("loading with fewer threads", {{"reason", error.what()}});
+    }
+    return threads;
+  }
+
   // Host bytes of each linear: what progress counts and what bounds the memory in flight.
   absl::Status Measure() {
     for (const LinearPlan& linear : plan_.linears) {
