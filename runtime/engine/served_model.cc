@@ -126,7 +126,11 @@ absl::StatusOr<std::vector<std::int32_t>> ServedModel::RenderChat(
       all.Set(name, parse_special_in_messages ? value : Guard(value, special_texts));
     }
   }
-  absl::StatusOr<std::string> rendered = chat_template->Render(all, now);
+  const Json* tools = variables.Find("tools");
+  const bool has_tools = tools != nullptr && tools->is_array() && !tools->AsArray().empty();
+  const ChatTemplate& chosen =
+      has_tools && tool_template != nullptr ? *tool_template : *chat_template;
+  absl::StatusOr<std::string> rendered = chosen.Render(all, now);
   if (!rendered.ok()) return WithReason(std::move(rendered).status(), "CHAT_TEMPLATE_REFUSED");
 
   // Templates write bos themselves; adding it again is a classic mistake.

@@ -47,7 +47,9 @@ class ServedModel {
   ModelInfo info;
   std::shared_ptr<const Tokenizer> tokenizer;
   std::shared_ptr<const ChatTemplate> chat_template;  // null: the model has none
-  Json template_variables;                            // bos_token, eos_token, ...
+  std::shared_ptr<const ChatTemplate>
+      tool_template;        // used instead when a chat has tools, if there is one
+  Json template_variables;  // bos_token, eos_token, ...
   std::vector<std::int32_t> eos_ids;
   GenerationDefaults defaults;
   std::shared_ptr<SubmitQueue> queue;

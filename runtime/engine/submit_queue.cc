@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -11,15 +12,59 @@
 
 namespace nibble {
 
-EngineClock EngineClock::System() {
+absl::Time MonotonicNow() {
   static const absl::Time wall_start = absl::Now();
   static const auto steady_start = std::chrono::steady_clock::now();
-  return {.monotonic =
-              [] {
-                return wall_start +
-                       absl::FromChrono(std::chrono::steady_clock::now() - steady_start);
-              },
-          .wall = [] { return absl::Now(); }};
+  return wall_start + absl::FromChrono(std::chrono::steady_clock::now() - steady_start);
+}
+
+EngineClock EngineClock::System() {
+  return {.monotonic = MonotonicNow, .wall = [] { return absl::Now(); }};
+}
+
+// The last door before the device: what it would refuse must not get that far, whoever asks.
+absl::Status SubmitQueue::CheckNumbers(const Request& request) const {
+  const auto invalid = [](absl::string_view what) {
+    return WithReason(absl::InvalidArgumentError(what), "INVALID_FIELD");
+  };
+  const SamplingParams& sampling = request.sampling;
+  const auto check = [&](const char* name, float value, float low, float high) {
+    // Written so that NaN fails.
+    if (value >= low && value <= high) return absl::OkStatus();
+    return invalid(absl::StrCat(name, " ", value, " is not in [", low, ", ", high, "]"));
+  };
+  RETURN_IF_ERROR(check("temperature", sampling.temperature, 0.0f, 100.0f));
+  RETURN_IF_ERROR(check("top_p", sampling.top_p, 0.0f, 1.0f));
+  RETURN_IF_ERROR(check("min_p", sampling.min_p, 0.0f, 1.0f));
+  RETURN_IF_ERROR(check("repetition_penalty", sampling.repetition_penalty, 1e-3f, 1e3f));
+  RETURN_IF_ERROR(check("presence_penalty", sampling.presence_penalty, -1e3f, 1e3f));
+  RETURN_IF_ERROR(check("frequency_penalty", sampling.frequency_penalty, -1e3f, 1e3f));
+  if (sampling.top_k < 0) return invalid(absl::StrCat("top_k ", sampling.top_k, " is negative"));
+  const auto is_token = [&](std::int32_t id) { return id >= 0 && id < limits_.vocab; };
+  for (const auto& [id, bias] : request.logit_bias) {
+    if (!is_token(id)) {
+      return invalid(absl::StrCat("logit_bias names token ", id, ", which is not in [0, ",
+                                  limits_.vocab, ")"));
+    }
+    // -inf bans a token.
+    if (std::isnan(bias) || bias == INFINITY)
+      return invalid(absl::StrCat("logit_bias of token ", id, " is ", bias));
+  }
+  for (std::int32_t id : request.stopping.stop_token_ids) {
+    if (!is_token(id)) {
+      return invalid(
+          absl::StrCat("stop_token_ids has ", id, ", which is not in [0, ", limits_.vocab, ")"));
+    }
+  }
+  for (const std::string& stop : request.stopping.stop_strings) {
+    if (stop.empty()) return invalid("stop_strings has an empty string");
+  }
+  for (const auto& top : {request.output.top_logprobs, request.output.prompt_top_logprobs}) {
+    if (top.value_or(0) > kMaxTopLogprobs) {
+      return invalid(absl::StrCat("top_logprobs ", *top, " is more than ", kMaxTopLogprobs));
+    }
+  }
+  return absl::OkStatus();
 }
 
 // What cannot run even on an idle engine.
@@ -37,6 +82,7 @@ absl::Status SubmitQueue::CheckFits(const Request& request) const {
             "'; shorten it or set truncate_prompt_tokens")),
         "CONTEXT_EXCEEDED");
   }
+  RETURN_IF_ERROR(CheckNumbers(request));
   for (std::int32_t token : request.prompt) {
     if (token < 0 || token >= limits_.vocab) {
       return WithReason(absl::InvalidArgumentError(absl::StrCat(

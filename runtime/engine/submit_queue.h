@@ -27,6 +27,8 @@ struct EngineClock {
   // move it.
   static EngineClock System();
 };
+// EngineClock::System().monotonic().
+absl::Time MonotonicNow();
 
 struct Submission {
   Request request;
@@ -78,6 +80,7 @@ class SubmitQueue : public std::enable_shared_from_this<SubmitQueue> {
   const EngineClock& clock() const { return clock_; }
 
  private:
+  absl::Status CheckNumbers(const Request& request) const;
   absl::Status CheckFits(const Request& request) const;
 
   const std::string model_;

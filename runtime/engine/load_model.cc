@@ -1,0 +1,208 @@
+#include "runtime/engine/load_model.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "runtime/base/log.h"
+#include "runtime/base/status.h"
+#include "runtime/engine/vocabulary.h"
+#include "runtime/model/loader.h"
+
+namespace nibble {
+namespace {
+
+constexpr absl::Duration kWarmUp = absl::Seconds(2);  // at most, plus one step
+constexpr double kBudgetShare = 0.9;                  // of a device, when --memory is unset
+
+absl::Status Cancelled() { return absl::CancelledError("the load was cancelled"); }
+
+const char* ComputeName(Compute compute) {
+  switch (compute) {
+    case Compute::kAuto: return "auto";
+    case Compute::kF32: return "f32";
+    case Compute::kF16: return "f16";
+    case Compute::kBF16: return "bf16";
+    case Compute::kFp8: return "fp8";
+    case Compute::kInt8: return "int8";
+  }
+  return "auto";
+}
+
+std::vector<std::string> SpecialTexts(const Tokenizer& tokenizer) {
+  std::vector<std::string> texts;
+  for (std::int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
+    if (!tokenizer.IsSpecial(id)) continue;
+    if (std::string text = tokenizer.TokenBytes(id); !text.empty())
+      texts.push_back(std::move(text));
+  }
+  std::sort(texts.begin(), texts.end(),
+            [](const std::string& a, const std::string& b) { return a.size() > b.size(); });
+  return texts;
+}
+
+// A template that does not parse keeps nobody from text and token ids: chats are refused, with a
+// log line now.
+std::shared_ptr<const ChatTemplate> OpenTemplate(const Checkpoint& checkpoint,
+                                                 absl::string_view name) {
+  absl::StatusOr<std::optional<std::string>> source = FindChatTemplate(checkpoint, name);
+  absl::Status status = source.status();
+  if (status.ok()) {
+    if (!source->has_value()) return nullptr;
+    absl::StatusOr<std::unique_ptr<ChatTemplate>> parsed = ChatTemplate::Parse(**source);
+    if (parsed.ok()) return *std::move(parsed);
+    status = parsed.status();
+  }
+  LogWarning("the chat template cannot be used; chats will be refused",
+             {{"path", checkpoint.path()},
+              {"template", std::string(name)},
+              {"error", std::string(status.message())}});
+  return nullptr;
+}
+
+absl::Status FillText(const OpenedModel& opened, const LoadSpec& spec, ServedModel* model) {
+  ASSIGN_OR_RETURN(model->tokenizer, LoadTokenizer(*opened.checkpoint));
+  if (model->tokenizer->vocab_size() > opened.config.vocab) {
+    LogWarning(
+        "the tokenizer has ids the model has no embedding for; prompts with them are refused",
+        {{"tokenizer", absl::StrCat(model->tokenizer->vocab_size())},
+         {"model", absl::StrCat(opened.config.vocab)}});
+  }
+  model->special_texts = SpecialTexts(*model->tokenizer);
+  model->chat_template = OpenTemplate(*opened.checkpoint, "default");
+  model->tool_template = OpenTemplate(*opened.checkpoint, "tool_use");
+  model->template_variables = Json(Json::Object{});
+  for (const auto& [name, content] : model->tokenizer->special_token_names()) {
+    model->template_variables.Set(name, Json(content));
+  }
+  ASSIGN_OR_RETURN(GenerationConfig generation,
+                   ReadGenerationConfig(*opened.checkpoint, opened.config, *model->tokenizer));
+  model->defaults = generation.defaults;
+  model->defaults.max_tokens = spec.default_max_tokens;
+  model->eos_ids = std::move(generation.eos_ids);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ModelInfo> MakeInfo(const LoadSpec& spec, const OpenedModel& opened,
+                                   const MemoryPlan& plan) {
+  ModelInfo info;
+  info.name = spec.name;
+  ASSIGN_OR_RETURN(info.revision, opened.checkpoint->Revision());
+  info.path = spec.path;
+  info.format = opened.format->Name();
+  info.architecture = opened.config.architecture;
+  info.parameters = plan.parameters;
+  info.context = plan.limits.max_context;
+  info.vocab = opened.config.vocab;
+  info.devices = {opened.backend->info().name};
+  info.compute =
+      ComputeName(spec.plan.compute != Compute::kAuto ? spec.plan.compute : spec.backend.compute);
+  info.plan = plan;
+  return info;
+}
+
+void PublishMemory(ModelMetrics& metrics, const MemoryPlan& plan, const std::string& device) {
+  metrics.SetMemory("weights", "planned", device, plan.weights_bytes);
+  metrics.SetMemory("kv", "planned", device, plan.kv_bytes);
+  metrics.SetMemory("workspace", "planned", device, plan.workspace_bytes);
+  metrics.SetMemory("graphs", "planned", device, plan.graphs_bytes);
+  metrics.SetMemory("other", "planned", device, plan.other_bytes);
+}
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<Backend>> OpenDevices::Get(const BackendOptions& options) {
+  std::lock_guard lock(mutex_);
+  const std::string key =
+      absl::StrCat(options.device, "/", options.threads, "/", static_cast<int>(options.compute));
+  std::shared_ptr<Backend>& backend = backends_[key];
+  if (backend == nullptr) {
+    absl::StatusOr<std::unique_ptr<Backend>> opened = OpenBackend(options);
+    if (!opened.ok()) {
+      backends_.erase(key);
+      return opened.status();
+    }
+    backend = *std::move(opened);
+  }
+  return backend;
+}
+
+absl::StatusOr<OpenedModel> OpenModel(const LoadSpec& spec, OpenDevices& devices) {
+  OpenedModel opened;
+  ASSIGN_OR_RETURN(opened.checkpoint, Checkpoint::Open(spec.path));
+  ASSIGN_OR_RETURN(opened.format, OpenFormat(*opened.checkpoint, spec.quantize));
+  ASSIGN_OR_RETURN(opened.config, ReadModelConfig(*opened.checkpoint));
+  ASSIGN_OR_RETURN(opened.backend, devices.Get(spec.backend));
+  return opened;
+}
+
+absl::StatusOr<MemoryPlan> OpenedModel::Plan(const PlanOptions& options,
+                                             std::int64_t held_bytes) const {
+  PlanOptions beside = options;
+  if (held_bytes > 0) {
+    const auto budget = options.memory_bytes.value_or(static_cast<std::int64_t>(
+        kBudgetShare * static_cast<double>(backend->info().memory_bytes)));
+    beside.memory_bytes = budget - held_bytes;
+    if (*beside.memory_bytes <= 0) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("other models hold ", held_bytes, " bytes of ", backend->info().name,
+                       ", all of the ", budget, " that may be used; unload one or raise --memory"));
+    }
+  }
+  absl::StatusOr<MemoryPlan> plan = PlanMemory(config, *checkpoint, *format, *backend, beside);
+  if (!plan.ok() && held_bytes > 0 && absl::IsResourceExhausted(plan.status())) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(plan.status().message(), " (other models hold ", held_bytes, " bytes)"));
+  }
+  return plan;
+}
+
+absl::StatusOr<LoadedModel> LoadModel(const LoadSpec& spec, OpenedModel opened,
+                                      const MemoryPlan& plan, MemoryLedger::Lease memory,
+                                      std::shared_ptr<ModelMetrics> metrics, EngineHooks hooks,
+                                      const HubProgress& progress) {
+  const absl::Time start = absl::Now();
+  LoadedModel loaded;
+  loaded.backend = opened.backend;
+  loaded.memory = std::move(memory);
+  loaded.model = std::make_shared<ServedModel>();
+  ServedModel& model = *loaded.model;
+  model.metrics = metrics;
+  ASSIGN_OR_RETURN(model.info, MakeInfo(spec, opened, plan));
+  RETURN_IF_ERROR(FillText(opened, spec, &model));
+  if (!progress("weights", 0, plan.weights_bytes)) return Cancelled();
+
+  const LoadProgress weights = [&](const char* stage, std::int64_t done, std::int64_t total) {
+    return progress(stage, done, total);
+  };
+  ASSIGN_OR_RETURN(std::unique_ptr<Runner> runner,
+                   LoadRunner(opened.config, *opened.checkpoint, *opened.format, plan,
+                              *opened.backend, weights));
+  EngineOptions options{.limits = plan.limits,
+                        .num_pages = plan.kv.num_pages,
+                        .page_tokens = plan.kv.page_tokens,
+                        .vocab = opened.config.vocab,
+                        .max_queue = spec.max_queue,
+                        .max_itl = spec.max_itl,
+                        .admission = spec.admission,
+                        .deterministic = spec.deterministic,
+                        .clock = std::move(hooks.clock),
+                        .on_device_lost = std::move(hooks.on_device_lost),
+                        .on_done = std::move(hooks.on_done)};
+  loaded.engine = std::make_unique<Engine>(std::move(options),
+                                           AnswerContext{.model = spec.name,
+                                                         .revision = model.info.revision,
+                                                         .tokenizer = model.tokenizer,
+                                                         .eos_ids = model.eos_ids,
+                                                         .metrics = metrics},
+                                           std::move(runner));
+  RETURN_IF_ERROR(loaded.engine->WarmUp(
+      kWarmUp, [&](int done, int total) { return progress("warm up", done, total); }));
+  model.queue = loaded.engine->queue();
+  model.info.load_time = absl::Now() - start;
+  PublishMemory(*metrics, plan, opened.backend->info().name);
+  return loaded;
+}
+
+}  // namespace nibble
