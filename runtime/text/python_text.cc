@@ -225,6 +225,7 @@ std::string Title(absl::string_view text) {
 std::size_t Find(absl::string_view text, absl::string_view pattern, std::size_t from) {
   if (from > text.size()) return absl::string_view::npos;
   if (pattern.empty()) return from;
+  if (pattern.size() > text.size() - from) return absl::string_view::npos;
   const void* found =
       memmem(text.data() + from, text.size() - from, pattern.data(), pattern.size());
   return found == nullptr ? absl::string_view::npos

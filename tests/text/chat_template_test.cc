@@ -1,5 +1,6 @@
 #include "runtime/text/chat_template.h"
 
+#include <ctime>
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -49,12 +50,22 @@ absl::StatusOr<std::string> Render(absl::string_view source,
   return (*parsed)->Render(variables, Now());
 }
 
-// `golden` has what Jinja2 made of it: "output", or "error".
+// 64-bit FNV-1a, which stands for what templates of others render to.
+std::string Hash(absl::string_view text) {
+  std::uint64_t value = 0xCBF29CE484222325;
+  for (const char c : text) value = (value ^ static_cast<unsigned char>(c)) * 0x100000001B3;
+  return absl::StrCat(absl::Hex(value, absl::kZeroPad16));
+}
+
+// `golden` has what Jinja2 made of it: "output" or its hash "fnv1a", or "error".
 void ExpectAsRecorded(absl::string_view source, const Json& variables, const Json& golden) {
   const absl::StatusOr<std::string> rendered = Render(source, variables);
   if (const Json* output = golden.Find("output")) {
     ASSERT_TRUE(rendered.ok()) << rendered.status();
     EXPECT_EQ(*rendered, output->AsString());
+  } else if (const Json* hash = golden.Find("fnv1a")) {
+    ASSERT_TRUE(rendered.ok()) << rendered.status();
+    EXPECT_EQ(Hash(*rendered), hash->AsString()) << *rendered;
   } else {
     EXPECT_FALSE(rendered.ok()) << "rendered as " << *rendered
                                 << ", where Jinja2 fails: " << golden.Find("error")->AsString();
@@ -292,11 +303,11 @@ TEST(ChatTemplateLimitsTest, EndlessWorkRunsOutOfBudget) {
       "{% set l = range(100000) | list %}{% for i in l %}{% set x = l | sort %}{% endfor %}",
   };
   for (const std::string& source : sources) {
-    const absl::Time start = absl::Now();
+    const std::clock_t start = std::clock();
     const absl::Status status = Render(source).status();
     EXPECT_TRUE(absl::IsResourceExhausted(status) || absl::IsInvalidArgument(status))
         << source << ": " << status;
-    EXPECT_LT(absl::Now() - start, absl::Seconds(20)) << source;
+    EXPECT_LT((std::clock() - start) / CLOCKS_PER_SEC, 10) << source;
   }
   EXPECT_TRUE(absl::IsResourceExhausted(Render("{{ 'a' * 1000000000 }}").status()));
   EXPECT_TRUE(absl::IsResourceExhausted(

@@ -4,10 +4,11 @@
     python3 -m venv venv && venv/bin/pip install jinja2==3.1.6
     venv/bin/python render_templates.py snippets snippets.json
     venv/bin/python render_templates.py folder templates -o templates.json
-    venv/bin/python render_templates.py folder DIR_OF_OTHER_TEMPLATES -o conformance_templates.json
+    venv/bin/python render_templates.py folder DIR_OF_OTHER_TEMPLATES --hashes -o conformance_templates.json
 
 `snippets` fills in "output" or "error" of each {"template"} in place, rendered with the file's "variables". `folder` renders every *.jinja of
-a folder over conversations.json: {file: {"bytes", "renderings": {conversation: {"output" | "error"}}}}.
+a folder over conversations.json: {file: {"bytes", "renderings": {conversation: {"output" | "error"}}}}. With
+--hashes, which is for templates of others, "fnv1a" stands for "output" and errors are not quoted.
 """
 import argparse
 import copy
@@ -72,16 +73,28 @@ def render_snippets(path):
     path.write_text('{"variables": ' + variables + ',\n"snippets": [\n' + ",\n".join(lines) + "\n]}\n")
 
 
-def render_folder(folder, out):
+def fnv1a(text):
+    """64-bit FNV-1a of the text's UTF-8, in hexadecimal."""
+    value = 0xCBF29CE484222325
+    for byte in text.encode():
+        value = (value ^ byte) * 0x100000001B3 % 2**64
+    return f"{value:016x}"
+
+
+def hashed(rendering):
+    return {"fnv1a": fnv1a(rendering["output"])} if "output" in rendering else {"error": ""}
+
+
+def render_folder(folder, out, hashes):
     conversations = json.loads((pathlib.Path(__file__).parent / "conversations.json").read_text())
     goldens = {}
     for path in sorted(folder.glob("*.jinja")):
         with path.open(newline="") as file:  # newlines as they are
             source = file.read()
-        goldens[path.name] = {
-            "bytes": len(source.encode()),
-            "renderings": {name: render(source, variables) for name, variables in conversations.items()},
-        }
+        renderings = {name: render(source, variables) for name, variables in conversations.items()}
+        if hashes:
+            renderings = {name: hashed(rendering) for name, rendering in renderings.items()}
+        goldens[path.name] = {"bytes": len(source.encode()), "renderings": renderings}
     out.write_text(json.dumps(goldens, ensure_ascii=False, indent=0) + "\n")
 
 
@@ -90,11 +103,12 @@ def main():
     parser.add_argument("mode", choices=["snippets", "folder"])
     parser.add_argument("path", type=pathlib.Path)
     parser.add_argument("-o", "--out", type=pathlib.Path)
+    parser.add_argument("--hashes", action="store_true")
     arguments = parser.parse_args()
     if arguments.mode == "snippets":
         render_snippets(arguments.path)
     else:
-        render_folder(arguments.path, arguments.out)
+        render_folder(arguments.path, arguments.out, arguments.hashes)
 
 
 if __name__ == "__main__":
