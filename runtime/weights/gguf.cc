@@ -82,6 +82,7 @@ class Cursor {
   std::uint64_t remaining() const { return file_.size() - position_; }
 
   absl::Status Bytes(void* out, std::size_t count) {
+    if (count == 0) return absl::OkStatus();  // `out` may be null
     if (count > remaining()) {
       return absl::InvalidArgumentError(absl::StrCat("truncated: ", count, " bytes wanted at byte ",
                                                      position_, " of ", file_.size()));
