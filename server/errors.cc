@@ -10,6 +10,7 @@
 #include "google/rpc/error_details.pb.h"
 #include "runtime/base/log.h"
 #include "runtime/engine/served_model.h"
+#include "runtime/text/unicode.h"
 
 namespace nibble {
 namespace {
@@ -124,43 +125,24 @@ absl::Status InvalidField(absl::string_view field, absl::string_view description
   return violations.ToStatus();
 }
 
+absl::Status BlameField(absl::Status status, absl::string_view field) {
+  if (!absl::IsInvalidArgument(status) || status.GetPayload(kBadRequestUrl).has_value()) return status;
+  google::rpc::BadRequest bad_request;
+  auto* violation = bad_request.add_field_violations();
+  violation->set_field(std::string(field));
+  const std::string message(status.message());
+  violation->set_description(std::string(CutAtCharacter(
+      IsValidUtf8(message) ? message : absl::CHexEscape(message), kMaxDescriptionBytes)));
+  status.SetPayload(kBadRequestUrl, absl::Cord(bad_request.SerializeAsString()));
+  return status;
+}
+
 std::string Quote(absl::string_view text) {
   const std::string cut(text.substr(0, kMaxQuotedBytes));
   std::string escaped = IsValidUtf8(cut) ? absl::Utf8SafeCEscape(cut) : absl::CHexEscape(cut);
   if (escaped.size() > kMaxQuotedBytes)
     escaped = std::string(CutAtCharacter(escaped, kMaxQuotedBytes));
   return absl::StrCat("\"", escaped, text.size() > kMaxQuotedBytes ? "..." : "", "\"");
-}
-
-bool IsValidUtf8(absl::string_view text) {
-  const auto* byte = reinterpret_cast<const unsigned char*>(text.data());
-  const auto* end = byte + text.size();
-  while (byte < end) {
-    const unsigned lead = *byte++;
-    if (lead < 0x80) continue;
-    int more;
-    unsigned low = 0x80,
-             high = 0xBF;  // of the second byte: no overlong form, no surrogate, at most U+10FFFF
-    if (lead >= 0xC2 && lead <= 0xDF) {
-      more = 1;
-    } else if (lead >= 0xE0 && lead <= 0xEF) {
-      more = 2;
-      if (lead == 0xE0) low = 0xA0;
-      if (lead == 0xED) high = 0x9F;
-    } else if (lead >= 0xF0 && lead <= 0xF4) {
-      more = 3;
-      if (lead == 0xF0) low = 0x90;
-      if (lead == 0xF4) high = 0x8F;
-    } else {
-      return false;
-    }
-    for (; more > 0; --more, ++byte) {
-      if (byte == end || *byte < low || *byte > high) return false;
-      low = 0x80;
-      high = 0xBF;
-    }
-  }
-  return true;
 }
 
 absl::Status MalformedMessage(const Descriptor& type, absl::string_view bytes) {

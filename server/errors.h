@@ -38,10 +38,11 @@ class Violations {
 // One violation.
 absl::Status InvalidField(absl::string_view field, absl::string_view description);
 
+// The same InvalidArgument with a BadRequest that blames `field`; any other status as it is.
+absl::Status BlameField(absl::Status status, absl::string_view field);
+
 // A client's text in an error message: quoted, escaped, cut to 64 bytes.
 std::string Quote(absl::string_view text);
-
-bool IsValidUtf8(absl::string_view text);
 
 // Why `bytes` are no message of this type: names the string field that is no UTF-8, if that is it.
 absl::Status MalformedMessage(const google::protobuf::Descriptor& type, absl::string_view bytes);

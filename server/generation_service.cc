@@ -27,6 +27,10 @@ std::string GenerateRequestId() {
                       absl::Hex(device(), absl::kZeroPad8));
 }
 
+const char* PromptField(const v1::GenerateRequest& request) {
+  return request.has_text() ? "text" : request.has_tokens() ? "tokens.ids" : "chat";
+}
+
 // One Generate. The request is prepared on the pool, answered by the model's engine, and both speak
 // through the TokenStream: every error, the validator's too, closes it, so that there is one way
 // out.
@@ -86,10 +90,13 @@ class GenerateHandler final : public CallHandler {
   static absl::Status Submit(const Work& work) {
     RETURN_IF_ERROR(CheckWanted(work));
     ASSIGN_OR_RETURN(Request request, ValidateGenerate(work.proto, *work.model));
-    ASSIGN_OR_RETURN(request.prompt, PreparePrompt(work.proto, *work.model, absl::Now()));
+    absl::StatusOr<std::vector<std::int32_t>> prompt =
+        PreparePrompt(work.proto, *work.model, absl::Now());
+    if (!prompt.ok()) return BlameField(std::move(prompt).status(), PromptField(work.proto));
+    request.prompt = *std::move(prompt);
     RETURN_IF_ERROR(CheckWanted(work));
     request.deadline = work.deadline;
-    return work.model->Submit(std::move(request), work.stream);
+    return BlameField(work.model->Submit(std::move(request), work.stream), PromptField(work.proto));
   }
 
   static absl::Status CheckWanted(const Work& work) {

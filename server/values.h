@@ -22,6 +22,7 @@ absl::StatusOr<std::int64_t> ParseByteSize(absl::string_view text);
 
 struct Percent {
   double value = 0;  // above 0, at most 100
+  bool operator==(const Percent&) const = default;
 };
 using MemorySize = std::variant<std::int64_t, Percent>;
 absl::StatusOr<MemorySize> ParseMemorySize(absl::string_view text);  // also "40%"

@@ -1,0 +1,79 @@
+#include "server/http.h"
+
+#include <atomic>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/server/http_client.h"
+
+namespace nibble {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+class HttpTest : public ::testing::Test {
+ protected:
+  HttpTest() {
+    auto server = HttpServer::Start("127.0.0.1:0", {.metrics = [] { return std::string("nibble_up 1\n"); },
+                                                    .live = [] { return true; },
+                                                    .ready = [this] { return ready_.load(); },
+                                                    .home = [] { return std::string("<h1>Nibble</h1>"); }});
+    EXPECT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+  }
+  std::string Fetch(const std::string& path, const std::string& method = "GET") {
+    return Get(server_->address(), path, method);
+  }
+
+  std::atomic<bool> ready_{false};
+  std::unique_ptr<HttpServer> server_;
+};
+
+TEST_F(HttpTest, AnswersItsPathsAndNoOther) {
+  EXPECT_THAT(Fetch("/metrics"), HasSubstr("nibble_up 1"));
+  EXPECT_THAT(Fetch("/metrics"), HasSubstr("version=0.0.4"));
+  EXPECT_THAT(Fetch("/livez"), StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(Fetch("/readyz"), StartsWith("HTTP/1.1 503"));
+  ready_ = true;
+  EXPECT_THAT(Fetch("/readyz"), StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(Fetch("/"), HasSubstr("<h1>Nibble</h1>"));
+  EXPECT_THAT(Fetch("/metrics/../etc/passwd"), StartsWith("HTTP/1.1 404"));
+  EXPECT_THAT(Fetch("/healthz"), StartsWith("HTTP/1.1 404"));
+  EXPECT_THAT(Fetch("/livez", "HEAD"), StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(Fetch("/metrics", "DELETE"), StartsWith("HTTP/1.1 405"));
+  EXPECT_THAT(Fetch("/metrics", "BREW"), StartsWith("HTTP/1.1 405"));
+}
+
+TEST_F(HttpTest, BodiesAreNotReadAndHeadersAreBounded) {
+  EXPECT_THAT(Exchange(server_->address(), "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\nx"),
+              StartsWith("HTTP/1.1 405"));
+  EXPECT_THAT(Exchange(server_->address(), "GET /" + std::string(100'000, 'a') + " HTTP/1.1\r\nHost: x\r\n\r\n"),
+              Not(HasSubstr("200")));
+  EXPECT_THAT(Fetch("/livez"), StartsWith("HTTP/1.1 200"));
+}
+
+TEST_F(HttpTest, IdleConnectionsOfOneAddressDoNotShutOutForLong) {
+  std::vector<int> idle;
+  for (int i = 0; i < 300; ++i) idle.push_back(ConnectTo(server_->address()));
+  for (const int descriptor : idle) {
+    if (descriptor >= 0) close(descriptor);
+  }
+  EXPECT_THAT(Fetch("/livez"), StartsWith("HTTP/1.1 200"));
+}
+
+TEST(HttpStartTest, RefusesWhatIsNoAddressAndPortsInUse) {
+  const auto start = [](const std::string& listen) {
+    return HttpServer::Start(listen, {}).status().code();
+  };
+  for (const char* bad : {"", "x", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:x"}) {
+    EXPECT_EQ(start(bad), absl::StatusCode::kInvalidArgument) << bad;
+  }
+  const auto first = HttpServer::Start("127.0.0.1:0", {});
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(start((*first)->address()), absl::StatusCode::kUnavailable);
+}
+
+}  // namespace
+}  // namespace nibble
