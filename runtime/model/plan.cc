@@ -209,13 +209,16 @@ absl::StatusOr<MemoryPlan> PlanMemory(const ModelConfig& config, const Checkpoin
   plan.other_bytes =
       (on_host ? kHostOther : kDeviceOther) + config.vocab * kBytesPerVocabularyEntry;
 
-  plan.workspace_bytes = backend.WorkspaceBytes(built.program, plan.limits);
-  const std::int32_t wanted_context = plan.limits.max_context;
-  RETURN_IF_ERROR(SizeKvPool(options, info, plan));
-  // A context that had to shrink needs no more workspace than the one it was planned for.
-  if (plan.limits.max_context < wanted_context) {
+  // A context that nobody asked for gives way, also in what the workspace needs for it.
+  absl::Status fits;
+  do {
     plan.workspace_bytes = backend.WorkspaceBytes(built.program, plan.limits);
-  }
+    fits = SizeKvPool(options, info, plan);
+    if (fits.ok() || options.max_context) break;
+    plan.limits.max_context /= 2;
+  } while (plan.limits.max_context >= plan.kv.page_tokens);
+  RETURN_IF_ERROR(fits);
+  plan.workspace_bytes = backend.WorkspaceBytes(built.program, plan.limits);
   return plan;
 }
 
