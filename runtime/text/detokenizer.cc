@@ -9,9 +9,9 @@ namespace nibble {
 std::string Detokenizer::Push(std::int32_t id) {
   std::string text;
   if (!keep_special_ && tokenizer_->IsSpecial(id)) return text;
-  const std::string bytes = first_ ? tokenizer_->FirstTokenBytes(id) : tokenizer_->TokenBytes(id);
+  std::string bytes = tokenizer_->TokenBytes(id);
   if (bytes.empty()) return text;
-  first_ = false;
+  if (std::exchange(first_, false)) bytes = tokenizer_->FirstTokenBytes(id);
   if (tokenizer_->JoinsByteRun(id)) {
     AppendLossyUtf8(held_, &text);
     held_.clear();

@@ -24,10 +24,11 @@ constexpr std::size_t kWindowBytes = 256;
 constexpr std::uint64_t kFreeBytes = 64 << 20;  // of longer windows a subject, and per byte of it:
 constexpr std::uint64_t kFreeBytesPerByte = 64;
 
+// At least `bytes` from `begin`, to the end of a character.
 std::size_t WindowEnd(absl::string_view subject, std::size_t begin, std::size_t bytes) {
   if (subject.size() - begin <= bytes) return subject.size();
   std::size_t end = begin + bytes;
-  while ((static_cast<unsigned char>(subject[end]) & 0xC0) == 0x80) ++end;  // ends with a character
+  while (end < subject.size() && (static_cast<unsigned char>(subject[end]) & 0xC0) == 0x80) ++end;
   return end;
 }
 

@@ -156,8 +156,8 @@ std::string PipelineTokenizer::Decode(const std::vector<std::int32_t>& ids,
   bool first = true;
   for (const std::int32_t id : ids) {
     if (skip_special && IsSpecial(id)) continue;
+    if (decoder_.Bytes(id).empty()) continue;
     const absl::string_view shown = first ? decoder_.FirstBytes(id) : decoder_.Bytes(id);
-    if (shown.empty()) continue;
     first = false;
     if (decoder_.JoinsByteRun(id)) {
       run.Push(shown, &bytes);
