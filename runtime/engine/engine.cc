@@ -369,6 +369,33 @@ void Engine::PublishGauges() {
   if (queries != 0 || hits != 0) metrics.PrefixCacheQueried(queries, hits);
 }
 
+// A step of `rows` sequences of `count` tokens that belong to nobody; nothing of them is committed.
+absl::Status Engine::WarmUpStep(std::uint64_t id, Phase phase, std::int32_t rows,
+                                std::int32_t count) {
+  Request nobody;
+  nobody.sampling.temperature = 0;
+  nobody.prompt.assign(static_cast<std::size_t>(count), 0);
+  nobody.output.num_outputs = static_cast<std::uint32_t>(rows);
+  RequestState state(0, std::move(nobody), Now(), absl::InfiniteFuture(), count + 1, count + 1, {});
+  Batch batch{.phase = phase, .id = id, .rows = rows};
+  batch.shape.phase = phase;
+  for (std::int32_t row = 0; row < rows; ++row) {
+    Sequence& sequence = *state.sequences[static_cast<std::size_t>(row)];
+    sequence.slot = row;
+    sequence.tokens = state.request.prompt;
+    sequence.pending = 1;
+    if (!pool_.Extend(sequence.blocks, pool_.BlocksFor(count)))
+      return absl::InternalError("no blocks to warm up");
+    batch.entries.push_back(
+        {.sequence = &sequence, .begin = 0, .count = count, .writes_slot = true, .samples = true});
+    batch.shape.Add(0, count);
+  }
+  RETURN_IF_ERROR(runner_->Launch(builder_.Build(batch)));
+  ASSIGN_OR_RETURN(const StepResult result, runner_->Collect());
+  scheduler_.cost().Observe(batch.shape, result.seconds);
+  return absl::OkStatus();
+}
+
 absl::Status Engine::WarmUp(absl::Duration at_most, const std::function<bool(int, int)>& progress) {
   const absl::Time end = Now() + at_most;
   const StepLimits& limits = options_.limits;
@@ -384,44 +411,14 @@ absl::Status Engine::WarmUp(absl::Duration at_most, const std::function<bool(int
   for (std::int32_t rows = 4; rows < most_decode; rows *= 4)
     steps.emplace_back(Phase::kDecode, rows);
 
-  // Sequences of one slot each that belong to nobody; nothing of them is committed.
-  Request nobody;
-  nobody.sampling.temperature = 0;
-  nobody.prompt.assign(static_cast<std::size_t>(most_prefill), 0);
-  nobody.output.num_outputs = static_cast<std::uint32_t>(std::max(most_decode, 1));
-  RequestState state(0, nobody, Now(), absl::InfiniteFuture(), most_prefill + 1, most_prefill + 1,
-                     {});
   std::uint64_t id = 0;
-  for (std::size_t i = 0; i < steps.size(); ++i) {
-    if (Now() >= end) break;
+  for (std::size_t i = 0; i < steps.size() && Now() < end; ++i) {
     if (progress && !progress(static_cast<int>(i), static_cast<int>(steps.size()))) {
       return absl::CancelledError("the load was cancelled");
     }
     const auto [phase, tokens] = steps[i];
-    Batch batch{.phase = phase, .id = ++id};
-    batch.shape.phase = phase;
-    const std::int32_t rows = phase == Phase::kDecode ? tokens : 1;
-    const std::int32_t count = phase == Phase::kDecode ? 1 : tokens;
-    for (std::int32_t row = 0; row < rows; ++row) {
-      Sequence& sequence = *state.sequences[static_cast<std::size_t>(row)];
-      sequence.slot = row;
-      sequence.tokens.assign(static_cast<std::size_t>(count), 0);
-      sequence.blocks.Clear();
-      if (!pool_.Extend(sequence.blocks, pool_.BlocksFor(count)))
-        return absl::InternalError("no blocks to warm up");
-      batch.entries.push_back({.sequence = &sequence,
-                               .begin = 0,
-                               .count = count,
-                               .writes_slot = true,
-                               .samples = true});
-      batch.shape.Add(0, count);
-      sequence.pending = 1;
-      ++batch.rows;
-    }
-    RETURN_IF_ERROR(runner_->Launch(builder_.Build(batch)));
-    ASSIGN_OR_RETURN(const StepResult result, runner_->Collect());
-    scheduler_.cost().Observe(batch.shape, result.seconds);
-    for (auto& sequence : state.sequences) sequence->blocks.Clear();
+    RETURN_IF_ERROR(WarmUpStep(++id, phase, phase == Phase::kDecode ? tokens : 1,
+                               phase == Phase::kDecode ? 1 : tokens));
   }
   scheduler_.SkipSteps(id);
   return absl::OkStatus();

@@ -102,6 +102,7 @@ class Engine {
   void EndAll(const absl::Status& status);
   void Fail(const absl::Status& error);
 
+  absl::Status WarmUpStep(std::uint64_t id, Phase phase, std::int32_t rows, std::int32_t count);
   absl::Status LaunchStep(Batch batch);
   absl::Status CollectStep();
   void Handle(const Outcome& outcome, absl::Time now);

@@ -173,8 +173,10 @@ absl::Status ModelHub::ShareKvMemory(std::vector<LoadSpec>* specs) const {
   std::map<std::string, Device> by_device;
   for (LoadSpec& spec : *specs) {
     absl::StatusOr<OpenedModel> opened = OpenModel(spec, impl_->devices);
-    absl::StatusOr<MemoryPlan> plan = opened.status();
-    if (opened.ok()) {
+    absl::StatusOr<MemoryPlan> plan = MemoryPlan{};
+    if (!opened.ok()) {
+      plan = opened.status();
+    } else {
       plan = opened->Plan(spec.plan, impl_->ledger->Held(opened->backend->info().name));
     }
     if (!plan.ok()) {
@@ -305,7 +307,8 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> ModelHub::Impl::End(
   LoadedModel old;
   ModelStatus status;
   std::unique_ptr<Entry> removed;
-  absl::StatusOr<std::shared_ptr<const ServedModel>> result = built.status();
+  absl::StatusOr<std::shared_ptr<const ServedModel>> result = nullptr;
+  if (!built.ok()) result = built.status();
   {
     std::lock_guard lock(mutex);
     Entry& entry = *FindEntry(spec.name);
