@@ -49,6 +49,7 @@ AsyncRunner::OwnedStep::OwnedStep(const StepInput& input)
 
 AsyncRunner::AsyncRunner(std::unique_ptr<Runner> runner, StepChecker checker, Options options)
     : runner_(std::move(runner)),
+      memory_(runner_->memory()),
       checker_(std::move(checker)),
       options_(std::move(options)),
       worker_([this] { Work(); }) {}

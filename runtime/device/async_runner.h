@@ -33,6 +33,7 @@ class AsyncRunner final : public Runner {
   absl::Status Launch(const StepInput& input) override;
   absl::StatusOr<StepResult> Collect() override;
   int in_flight() const override { return in_flight_; }
+  RunnerMemory memory() const override { return memory_; }
 
  private:
   // A StepInput and all that it points at.
@@ -59,6 +60,7 @@ class AsyncRunner final : public Runner {
   void Work();
 
   const std::unique_ptr<Runner> runner_;  // the worker's
+  const RunnerMemory memory_;
   StepChecker checker_;                   // the caller's, as are the two below
   const Options options_;
   int in_flight_ = 0;

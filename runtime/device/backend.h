@@ -54,6 +54,14 @@ struct StepLimits {
   std::int32_t max_context = 2048;
 };
 
+// What a Runner took from its device: the memory plan as it came out.
+struct RunnerMemory {
+  std::int64_t weights_bytes = 0;
+  std::int64_t kv_bytes = 0;
+  std::int64_t workspace_bytes = 0;
+  std::int64_t graphs_bytes = 0;
+};
+
 // The device half of a model. One thread (the engine's) calls it.
 class Runner {
  public:
@@ -70,6 +78,9 @@ class Runner {
   virtual absl::StatusOr<StepResult> Collect() = 0;
 
   virtual int in_flight() const = 0;
+
+  // Counted where it was allocated, not taken from the plan. Zeros: unknown.
+  virtual RunnerMemory memory() const { return {}; }
 };
 
 class Backend {

@@ -33,6 +33,9 @@ absl::StatusOr<std::unique_ptr<CpuRunner>> CpuRunner::Create(const CpuContext& c
   std::unique_ptr<CpuRunner> runner(new CpuRunner(context, program, limits, kv));
   ASSIGN_OR_RETURN(runner->workspace_, HostMemory::Allocate(runner->layout_.total()));
   ASSIGN_OR_RETURN(runner->kv_pool_, HostMemory::Allocate(kv.TotalBytes()));
+  for (const auto& linear : weights.linears) runner->weights_bytes_ += linear->bytes;
+  for (const std::vector<float>& vector : weights.vectors)
+    runner->weights_bytes_ += static_cast<std::int64_t>(vector.size() * sizeof(float));
   RETURN_IF_ERROR(
       runner->executor_.Bind(runner->workspace_, std::move(weights), kv, runner->kv_pool_.data()));
   runner->sampler_.Bind(runner->workspace_);

@@ -30,6 +30,12 @@ class CpuRunner final : public Runner {
   absl::StatusOr<StepResult> Collect() override;
   int in_flight() const override { return result_.has_value() ? 1 : 0; }
 
+  RunnerMemory memory() const override {
+    return {.weights_bytes = weights_bytes_,
+            .kv_bytes = kv_pool_.size(),
+            .workspace_bytes = workspace_.size()};
+  }
+
   std::int64_t workspace_bytes() const { return workspace_.size(); }
 
  private:
@@ -42,6 +48,7 @@ class CpuRunner final : public Runner {
   StepChecker checker_;
   HostMemory workspace_;
   HostMemory kv_pool_;
+  std::int64_t weights_bytes_ = 0;
   std::vector<std::int32_t> tokens_;  // of the step, kFromSlot resolved
   std::optional<StepResult> result_;
 };

@@ -201,23 +201,25 @@ bool Answer::Emit(OutputState& output, ChunkEvent chunk) {
 void Answer::EmitHeld(OutputState& output) {
   ChunkEvent all = std::exchange(output.held, {});
   const auto index = static_cast<std::uint32_t>(&output - outputs_.data());
-  constexpr std::size_t kShare =
-      TokenStream::kMaxEventBytes / 3;  // for text, ids and log-probabilities each
-  std::size_t text = 0, id = 0, logprob = 0;
+  constexpr std::size_t kShare = TokenStream::kMaxEventBytes / 2;  // for text and for tokens each
+  const std::size_t count = std::max(all.token_ids.size(), all.logprobs.size());
+  std::size_t text = 0, token = 0;
   do {
     ChunkEvent piece{.output_index = index};
     const std::size_t text_end = CutUtf8(all.text, text, kShare);
     piece.text = all.text.substr(text, text_end - text);
     text = text_end;
-    for (; id < all.token_ids.size() && 5 * piece.token_ids.size() < kShare; ++id) {
-      piece.token_ids.push_back(all.token_ids[id]);
-    }
-    for (std::size_t bytes = 0; logprob < all.logprobs.size() && bytes < kShare; ++logprob) {
-      bytes += EventBytes(all.logprobs[logprob]);
-      piece.logprobs.push_back(std::move(all.logprobs[logprob]));
+    // An id stays beside its log-probability.
+    for (std::size_t bytes = 0; token < count && bytes < kShare; ++token) {
+      bytes += 5;
+      if (token < all.token_ids.size()) piece.token_ids.push_back(all.token_ids[token]);
+      if (token < all.logprobs.size()) {
+        bytes += EventBytes(all.logprobs[token]);
+        piece.logprobs.push_back(std::move(all.logprobs[token]));
+      }
     }
     stream_->PushHeld(std::move(piece));
-  } while (text < all.text.size() || id < all.token_ids.size() || logprob < all.logprobs.size());
+  } while (text < all.text.size() || token < count);
   has_output_ = true;
 }
 

@@ -102,12 +102,19 @@ absl::StatusOr<ModelInfo> MakeInfo(const LoadSpec& spec, const OpenedModel& open
   return info;
 }
 
-void PublishMemory(ModelMetrics& metrics, const MemoryPlan& plan, const std::string& device) {
+void PublishMemory(ModelMetrics& metrics, const MemoryPlan& plan, const RunnerMemory& actual,
+                   const Tokenizer& tokenizer, const std::string& device) {
   metrics.SetMemory("weights", "planned", device, plan.weights_bytes);
   metrics.SetMemory("kv", "planned", device, plan.kv_bytes);
   metrics.SetMemory("workspace", "planned", device, plan.workspace_bytes);
   metrics.SetMemory("graphs", "planned", device, plan.graphs_bytes);
   metrics.SetMemory("other", "planned", device, plan.other_bytes);
+  metrics.SetMemory("weights", "actual", device, actual.weights_bytes);
+  metrics.SetMemory("kv", "actual", device, actual.kv_bytes);
+  metrics.SetMemory("workspace", "actual", device, actual.workspace_bytes);
+  metrics.SetMemory("graphs", "actual", device, actual.graphs_bytes);
+  metrics.SetMemory("other", "actual", device,
+                    tokenizer.memory_bytes());  // what can be counted of it
 }
 
 }  // namespace
@@ -179,6 +186,7 @@ absl::StatusOr<LoadedModel> LoadModel(const LoadSpec& spec, OpenedModel opened,
   ASSIGN_OR_RETURN(std::unique_ptr<Runner> runner,
                    LoadRunner(opened.config, *opened.checkpoint, *opened.format, plan,
                               *opened.backend, weights));
+  const RunnerMemory actual = runner->memory();
   EngineOptions options{.limits = plan.limits,
                         .num_pages = plan.kv.num_pages,
                         .page_tokens = plan.kv.page_tokens,
@@ -201,7 +209,7 @@ absl::StatusOr<LoadedModel> LoadModel(const LoadSpec& spec, OpenedModel opened,
       kWarmUp, [&](int done, int total) { return progress("warm up", done, total); }));
   model.queue = loaded.engine->queue();
   model.info.load_time = absl::Now() - start;
-  PublishMemory(*metrics, plan, opened.backend->info().name);
+  PublishMemory(*metrics, plan, actual, *model.tokenizer, opened.backend->info().name);
   return loaded;
 }
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <fstream>
 #include <set>
+#include <sstream>
 #include <thread>
 
 #include "gmock/gmock.h"
@@ -107,6 +108,18 @@ TEST_F(ModelHubTest, AModelIsLoadedAndAnswers) {
   EXPECT_THAT(std::string(missing.message()), HasSubstr("'tiny'"));
   EXPECT_EQ(Changes(), (std::vector<std::pair<std::string, ModelState>>{
                            {"tiny", ModelState::kLoading}, {"tiny", ModelState::kServing}}));
+  for (const char* kind : {"weights", "kv", "workspace"}) {
+    std::vector<std::string> bytes;  // planned and actual
+    std::istringstream lines(metrics_.Scrape());
+    for (std::string line; std::getline(lines, line);) {
+      if (line.rfind("nibble_memory_bytes{", 0) == 0 &&
+          line.find(absl::StrCat("kind=\"", kind, "\"")) != line.npos) {
+        bytes.push_back(line.substr(line.rfind(' ')));
+      }
+    }
+    ASSERT_EQ(bytes.size(), 2u) << kind;
+    EXPECT_EQ(bytes[0], bytes[1]) << kind;
+  }
   const Seen seen = Submit(model, Greedy(1, 12))->ReadAll();
   EXPECT_EQ(seen.end, absl::OkStatus());
   EXPECT_EQ(seen.ids.at(0).size(), 12u);
