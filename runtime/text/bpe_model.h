@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -30,6 +31,9 @@ struct BpeOptions {
 // one. Immutable; thread-safe. Keeps no reference to the table it was made from.
 class BpeModel {
  public:
+  BpeModel(const BpeModel&) = delete;
+  BpeModel& operator=(const BpeModel&) = delete;
+
   // Working memory of one thread.
   struct Scratch {
     struct Candidate {
@@ -46,13 +50,13 @@ class BpeModel {
   // A merge's rank is its place in the list. InvalidArgument names a merge whose parts or whole is
   // no token. Of equal merges the first counts, or the last (`last_wins`), which only broken files
   // tell apart.
-  static absl::StatusOr<BpeModel> FromMerges(
+  static absl::StatusOr<std::unique_ptr<const BpeModel>> FromMerges(
       const TokenTable& tokens, const std::vector<std::pair<std::string, std::string>>& merges,
       BpeOptions options, bool last_wins);
   // SentencePiece's: any two neighbours whose text together is a token join, higher scores first.
   // REQUIRES: a score an id.
-  static absl::StatusOr<BpeModel> FromScores(const TokenTable& tokens,
-                                             const std::vector<float>& scores, BpeOptions options);
+  static absl::StatusOr<std::unique_ptr<const BpeModel>> FromScores(
+      const TokenTable& tokens, const std::vector<float>& scores, BpeOptions options);
 
   // Appends the ids of `piece`. REQUIRES: valid UTF-8, below 2^31 bytes.
   void Encode(absl::string_view piece, Scratch& scratch, std::vector<std::int32_t>* ids) const;

@@ -92,10 +92,11 @@ void BpeModel::AddJoint(absl::string_view left, absl::string_view right) {
   joints_[bit / 64] |= std::uint64_t{1} << (bit % 64);
 }
 
-absl::StatusOr<BpeModel> BpeModel::FromMerges(
+absl::StatusOr<std::unique_ptr<const BpeModel>> BpeModel::FromMerges(
     const TokenTable& tokens, const std::vector<std::pair<std::string, std::string>>& merges,
     BpeOptions options, bool last_wins) {
-  BpeModel model;
+  std::unique_ptr<BpeModel> owned(new BpeModel);
+  BpeModel& model = *owned;
   RETURN_IF_ERROR(model.Init(tokens, std::move(options)));
   if (merges.size() > kMaxMerges) {
     return absl::InvalidArgumentError(
@@ -136,13 +137,13 @@ absl::StatusOr<BpeModel> BpeModel::FromMerges(
     }
   }
   model.FindWholes(tokens);
-  return model;
+  return owned;
 }
 
-absl::StatusOr<BpeModel> BpeModel::FromScores(const TokenTable& tokens,
-                                              const std::vector<float>& scores,
-                                              BpeOptions options) {
-  BpeModel model;
+absl::StatusOr<std::unique_ptr<const BpeModel>> BpeModel::FromScores(
+    const TokenTable& tokens, const std::vector<float>& scores, BpeOptions options) {
+  std::unique_ptr<BpeModel> owned(new BpeModel);
+  BpeModel& model = *owned;
   RETURN_IF_ERROR(model.Init(tokens, std::move(options)));
   std::vector<float> distinct;
   for (std::int32_t id = 0; id < tokens.id_limit(); ++id) {
@@ -197,7 +198,7 @@ absl::StatusOr<BpeModel> BpeModel::FromScores(const TokenTable& tokens,
     }
   }
   model.FindWholes(tokens);
-  return model;
+  return owned;
 }
 
 // Most words are one token. That a token's text does become that token is found out here, by

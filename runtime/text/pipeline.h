@@ -26,7 +26,7 @@ struct TokenizerParts {
   std::vector<AddedToken> added;  // may repeat model tokens, with the same id
   Normalizers normalizers;
   PreTokenizers pre_tokenizers;
-  std::optional<BpeModel> model;  // REQUIRED
+  std::unique_ptr<const BpeModel> model;  // REQUIRED
   DecodePlan decoder;
   bool raw_added = false;  // added tokens are shown as they are spelled, whatever the decoder
 

@@ -49,6 +49,7 @@ class Regex {
  private:
   struct Code;
   Regex(std::string pattern, std::unique_ptr<Code> code);
+  absl::Status GaveUp(absl::string_view subject, std::size_t position, int result) const;
 
   std::string pattern_;
   std::unique_ptr<Code> code_;  // null: a literal

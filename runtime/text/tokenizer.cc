@@ -22,7 +22,7 @@ class PipelineTokenizer final : public Tokenizer {
                     AddedTokenMatcher normalized_matcher)
       : normalizers_(std::move(parts.normalizers)),
         pre_tokenizers_(std::move(parts.pre_tokenizers)),
-        model_(*std::move(parts.model)),
+        model_(std::move(parts.model)),
         prefix_(std::move(parts.prefix)),
         suffix_(std::move(parts.suffix)),
         bos_(parts.bos),
@@ -75,7 +75,7 @@ class PipelineTokenizer final : public Tokenizer {
 
   const Normalizers normalizers_;
   const PreTokenizers pre_tokenizers_;
-  const BpeModel model_;
+  const std::unique_ptr<const BpeModel> model_;
   const std::vector<std::int32_t> prefix_, suffix_;
   const std::optional<std::int32_t> bos_;
   const std::vector<std::int32_t> end_ids_;
@@ -144,7 +144,7 @@ absl::Status PipelineTokenizer::EncodePiece(const TextPiece& piece, Scratch& scr
     }
     std::swap(scratch.pieces, scratch.next_pieces);
   }
-  for (const TextPiece& part : scratch.pieces) model_.Encode(part.text, scratch.model, ids);
+  for (const TextPiece& part : scratch.pieces) model_->Encode(part.text, scratch.model, ids);
   scratch.pre.storage.clear();
   return absl::OkStatus();
 }
@@ -175,7 +175,7 @@ std::string PipelineTokenizer::Decode(const std::vector<std::int32_t>& ids,
 }
 
 std::int64_t PipelineTokenizer::memory_bytes() const {
-  std::int64_t bytes = static_cast<std::int64_t>(sizeof(*this)) + model_.memory_bytes() +
+  std::int64_t bytes = static_cast<std::int64_t>(sizeof(*this)) + model_->memory_bytes() +
                        tokens_.memory_bytes() + decoder_.memory_bytes() +
                        raw_matcher_.memory_bytes() + normalized_matcher_.memory_bytes() +
                        static_cast<std::int64_t>(special_.capacity() / 8);

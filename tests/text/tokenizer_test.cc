@@ -1,7 +1,9 @@
 #include "runtime/text/tokenizer.h"
 
 #include <chrono>
+#include <cmath>
 #include <filesystem>
+#include <map>
 #include <random>
 #include <string>
 #include <vector>
@@ -13,6 +15,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "runtime/base/json.h"
+#include "runtime/text/bpe_model.h"
+#include "runtime/text/byte_alphabet.h"
 #include "runtime/text/unicode.h"
 #include "tests/support/conformance.h"
 #include "tests/support/vocabularies.h"
@@ -220,6 +224,235 @@ TEST(TokenizerTest, MemoryIsInTheOrderOfTheVocabulary) {
   const auto tokenizer = TokenizerOf(dir / "tokenizer" / "ggml-vocab-gpt-2.gguf");
   EXPECT_GT(tokenizer->memory_bytes(), 50'000 * 30);
   EXPECT_LT(tokenizer->memory_bytes(), 50'000 * 300);
+}
+
+// A byte-level vocabulary of the 256 bytes and a few merges.
+GgufVocabulary SmallByteLevel() {
+  GgufVocabulary v;
+  v.model = "gpt2";
+  v.pre = "gpt-2";
+  for (int byte = 0; byte < 256; ++byte)
+    v.tokens.push_back(ToByteAlphabet(std::string(1, static_cast<char>(byte))));
+  for (const char* token : {"th", "the", "Ġthe", "<|end|>", "<tool>"}) v.tokens.push_back(token);
+  v.merges = {"t h", "th e", "Ġ the"};
+  v.types.assign(v.tokens.size(), 1);
+  v.types[259] = 3;
+  v.types[260] = 4;
+  v.eos = 259;
+  return v;
+}
+
+GgufVocabulary SmallScored() {
+  GgufVocabulary v;
+  v.model = "llama";
+  v.pre = "default";
+  v.tokens = {"<unk>", "<s>", "</s>", "▁", "a", "b", "ab", "▁ab", "<0x41>", "ba"};
+  v.scores = {0, 0, 0, -9, -9, -9, -1, -2, 0, -1};
+  v.types = {2, 3, 3, 1, 1, 1, 1, 1, 6, 1};
+  return v;
+}
+
+std::string ErrorOf(const GgufVocabulary& vocabulary) {
+  const auto tokenizer = Tokenizer::FromGguf(vocabulary);
+  return tokenizer.ok() ? "" : std::string(tokenizer.status().message());
+}
+
+TEST(GgufVocabularyTest, SmallOnesEncode) {
+  const auto bytes = Tokenizer::FromGguf(SmallByteLevel());
+  ASSERT_TRUE(bytes.ok()) << bytes.status();
+  EXPECT_EQ(Encode(**bytes, "the the"), (Ids{257, 258}));
+  EXPECT_EQ(Encode(**bytes, "a<tool>", true), (Ids{'a', 260}));
+  EXPECT_EQ((*bytes)->end_ids(), Ids{259});
+  EXPECT_EQ((*bytes)->TokenBytes(258), " the");
+  EXPECT_EQ((*bytes)->TokenBytes(-1), "");
+  EXPECT_EQ((*bytes)->TokenBytes(1000), "");
+
+  const auto scored = Tokenizer::FromGguf(SmallScored());
+  ASSERT_TRUE(scored.ok()) << scored.status();
+  EXPECT_EQ(Encode(**scored, "ab", true), (Ids{1, 7}));
+  EXPECT_EQ(Encode(**scored, "ba"), (Ids{3, 9}));
+  // "ab" and "ba" score alike: the leftmost pair joins first.
+  EXPECT_EQ(Encode(**scored, "aba"), (Ids{7, 4}));
+  EXPECT_EQ(Encode(**scored, "A"), (Ids{3, 8}));
+  EXPECT_EQ(Encode(**scored, "C"), (Ids{3, 0}));  // no byte token
+  EXPECT_EQ((*scored)->Decode({7, 3, 8}, true), "ab A");
+}
+
+TEST(GgufVocabularyTest, BadOnesAreRefusedByName) {
+  GgufVocabulary v = SmallByteLevel();
+  v.pre = "kimi-k2";
+  EXPECT_THAT(ErrorOf(v), HasSubstr("kimi-k2"));
+  v = SmallByteLevel();
+  v.model = "rwkv";
+  EXPECT_THAT(ErrorOf(v), HasSubstr("rwkv"));
+  v = SmallByteLevel();
+  v.merges.push_back("th zz");
+  EXPECT_THAT(ErrorOf(v), HasSubstr("\"zz\", which is no token"));
+  v = SmallByteLevel();
+  v.merges.push_back("nospace");
+  EXPECT_THAT(ErrorOf(v), HasSubstr("nospace"));
+  v = SmallByteLevel();
+  v.tokens[5] = "the";
+  EXPECT_THAT(ErrorOf(v), HasSubstr("two ids, 5 and 257"));
+  v = SmallByteLevel();
+  v.types.pop_back();
+  EXPECT_THAT(ErrorOf(v), HasSubstr("token_type has 260 entries for 261 tokens"));
+  v = SmallByteLevel();
+  v.eos = 261;
+  EXPECT_THAT(ErrorOf(v), HasSubstr("eos_token_id is 261"));
+  v = SmallByteLevel();
+  v.add_bos = true;
+  EXPECT_THAT(ErrorOf(v), HasSubstr("bos_token_id is not set"));
+  v = SmallByteLevel();
+  v.tokens.clear();
+  EXPECT_THAT(ErrorOf(v), HasSubstr("tokenizer.ggml.tokens"));
+  v = SmallScored();
+  v.scores.resize(3);
+  EXPECT_THAT(ErrorOf(v), HasSubstr("scores has 3 entries for 10 tokens"));
+  v = SmallScored();
+  v.scores.clear();
+  EXPECT_THAT(ErrorOf(v), HasSubstr("needs tokenizer.ggml.scores"));
+  v = SmallScored();
+  v.scores[4] = std::nanf("");
+  EXPECT_THAT(ErrorOf(v), HasSubstr("score of token 4"));
+  v = SmallScored();
+  v.tokens[9] = std::string(5000, 'a');
+  EXPECT_THAT(ErrorOf(v), HasSubstr("token 9 has 5000 bytes"));
+}
+
+TEST(GgufVocabularyTest, TokensThatAreNotUtf8AreHarmless) {
+  GgufVocabulary v = SmallScored();
+  v.tokens[9] = "a\xE4\xBD";
+  const auto tokenizer = Tokenizer::FromGguf(v);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_EQ(Encode(**tokenizer, "ab"), Ids{7});
+  EXPECT_EQ((*tokenizer)->Decode({9}, true), "a\xEF\xBF\xBD");
+}
+
+// tokenizer.json with the given parts around a tiny model.
+std::string SmallJson(const std::string& members, const std::string& model_members = "") {
+  return absl::StrCat(
+      R"({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "<s>": 3}, "merges": ["a b"])",
+      model_members, "}", members, "}");
+}
+
+std::string JsonError(const std::string& json, const std::string& config = "") {
+  const auto tokenizer = Tokenizer::FromJson(json, config);
+  return tokenizer.ok() ? "" : std::string(tokenizer.status().message());
+}
+
+TEST(TokenizerJsonTest, RefusesByNameWhatItCannotRun) {
+  EXPECT_EQ(JsonError(SmallJson("")), "");
+  const std::pair<const char*, const char*> parts[] = {
+      {R"(, "normalizer": {"type": "BertNormalizer"})", "BertNormalizer"},
+      {R"(, "normalizer": {"type": "Sequence", "normalizers": [{"type": "Nmt"}]})", "Nmt"},
+      {R"(, "pre_tokenizer": {"type": "UnicodeScripts"})", "UnicodeScripts"},
+      {R"(, "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "[a&&b]"}, "behavior": "Isolated"})",
+       "&&"},
+      {R"(, "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Odd"})",
+       "Odd"},
+      {R"(, "pre_tokenizer": {"type": "Split", "behavior": "Isolated"})", "pattern"},
+      {R"(, "post_processor": {"type": "BertProcessing"})", "BertProcessing"},
+      {R"(, "decoder": {"type": "WordPiece"})", "WordPiece"},
+      {R"(, "decoder": {"type": "Sequence", "decoders": [{"type": "Fuse"}, {"type": "ByteFallback"}]})",
+       "ByteFallback"},
+      {R"(, "decoder": {"type": "Strip", "content": " ", "start": 1, "stop": 0})", "Strip"},
+      {R"(, "added_tokens": [{"id": 9, "content": "ab"}])", "has id 9 but the vocabulary says 2"},
+      {R"(, "added_tokens": [{"id": 1, "content": "x"}])", "id 1 has two tokens"},
+      {R"(, "added_tokens": [{"id": 2000000000, "content": "x"}])", "largest id"},
+      {R"(, "added_tokens": [{"id": -1, "content": "x"}])", "\"id\""},
+      {R"(, "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}},
+          {"Sequence": {"id": "A"}}], "special_tokens": {"<s>": {"ids": [77]}}})",
+       "77"},
+  };
+  for (const auto& [members, what] : parts)
+    EXPECT_THAT(JsonError(SmallJson(members)), HasSubstr(what)) << members;
+  EXPECT_THAT(JsonError(SmallJson("", R"(, "unk_token": "<nothing>")")), HasSubstr("<nothing>"));
+  EXPECT_THAT(JsonError(R"({"model": {"type": "Unigram", "vocab": []}})"), HasSubstr("Unigram"));
+  EXPECT_THAT(JsonError(R"({"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}})"),
+              HasSubstr("id 0"));
+  EXPECT_THAT(JsonError(R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}})"),
+              HasSubstr("\"b\""));
+  EXPECT_THAT(JsonError(R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a"]}})"),
+              HasSubstr("merge 0"));
+  EXPECT_THAT(JsonError(R"({"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}})"),
+              HasSubstr("\"id\""));
+  EXPECT_THAT(JsonError("{}"), HasSubstr("model"));
+  EXPECT_THAT(JsonError("[]"), HasSubstr("not an object"));
+  EXPECT_THAT(JsonError("{"), HasSubstr("JSON"));
+  EXPECT_THAT(JsonError(SmallJson(""), R"({"add_bos_token": 1})"), HasSubstr("add_bos_token"));
+  EXPECT_THAT(JsonError(SmallJson(""), R"({"add_bos_token": true})"), HasSubstr("bos_token"));
+}
+
+TEST(TokenizerJsonTest, ConfigOverridesTheTemplate) {
+  const std::string with_template = SmallJson(R"(, "post_processor": {"type": "TemplateProcessing",
+      "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+      "special_tokens": {"<s>": {"id": "<s>", "ids": [3]}}})");
+  const auto ids = [](const std::string& json, const char* config) {
+    auto tokenizer = Tokenizer::FromJson(json, config);
+    EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+    return (*tokenizer)->Encode("ab", {}).value();
+  };
+  EXPECT_EQ(ids(with_template, ""), (Ids{3, 2}));
+  EXPECT_EQ(ids(with_template, R"({"bos_token": "<s>", "add_bos_token": null})"), (Ids{3, 2}));
+  EXPECT_EQ(ids(with_template, R"({"bos_token": "<s>", "add_bos_token": true})"), (Ids{3, 2}));
+  EXPECT_EQ(ids(with_template, R"({"bos_token": "<s>", "add_bos_token": false})"), Ids{2});
+  EXPECT_EQ(ids(SmallJson(""), R"({"bos_token": {"content": "<s>"}, "add_bos_token": true})"),
+            (Ids{3, 2}));
+  EXPECT_EQ(ids(SmallJson(""), R"({"eos_token": "b", "add_eos_token": true})"), (Ids{2, 1}));
+  const auto named =
+      Tokenizer::FromJson(SmallJson(""), R"({"bos_token": "<s>", "eos_token": {"content": "b"},
+      "pad_token": null, "additional_special_tokens": []})");
+  EXPECT_EQ((*named)->special_token_names(),
+            (std::map<std::string, std::string>{{"bos_token", "<s>"}, {"eos_token", "b"}}));
+  EXPECT_EQ((*named)->bos(), 3);
+  EXPECT_EQ((*named)->end_ids(), Ids{1});
+}
+
+// The short and the long way of merging, and cutting words apart, are the same encoding.
+TEST(BpeModelTest, LongPiecesEncodeAsTheirDefinitionSays) {
+  std::mt19937 random(3);
+  for (int round = 0; round < 30; ++round) {
+    TokenTable tokens;
+    ASSERT_TRUE(tokens.Reserve(200, 4000, 200).ok());
+    std::vector<std::string> texts = {"a", "b", "c"};
+    std::vector<std::pair<std::string, std::string>> merges;
+    for (std::int32_t id = 0; id < 3; ++id) ASSERT_TRUE(tokens.Add(id, texts[id]).ok());
+    for (int i = 0; i < 30; ++i) {
+      const std::string left = texts[random() % texts.size()];
+      const std::string right = texts[random() % texts.size()];
+      if (left.size() + right.size() > 12 || tokens.Find(left + right) != kNoToken) continue;
+      ASSERT_TRUE(tokens.Add(static_cast<std::int32_t>(texts.size()), left + right).ok());
+      texts.push_back(left + right);
+      merges.emplace_back(left, right);
+    }
+    const auto model = BpeModel::FromMerges(tokens, merges, {}, false);
+    ASSERT_TRUE(model.ok()) << model.status();
+    std::string text;
+    for (int i = 0; i < 300; ++i) text.push_back(static_cast<char>('a' + random() % 3));
+    // The definition: of all neighbours, join the leftmost pair of the lowest rank; again until
+    // none.
+    std::vector<std::string> parts;
+    for (const char c : text) parts.emplace_back(1, c);
+    for (bool joined = true; joined;) {
+      joined = false;
+      for (const auto& [left, right] : merges) {
+        for (std::size_t i = 0; i + 1 < parts.size() && !joined; ++i) {
+          if (parts[i] != left || parts[i + 1] != right) continue;
+          parts[i] += parts[i + 1];
+          parts.erase(parts.begin() + static_cast<std::ptrdiff_t>(i) + 1);
+          joined = true;
+        }
+        if (joined) break;
+      }
+    }
+    Ids expected;
+    for (const std::string& part : parts) expected.push_back(tokens.Find(part));
+    BpeModel::Scratch scratch;
+    Ids ids;
+    (*model)->Encode(text, scratch, &ids);
+    ASSERT_EQ(ids, expected);
+  }
 }
 
 }  // namespace
