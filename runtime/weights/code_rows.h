@@ -13,53 +13,65 @@ namespace nibble {
 
 static_assert(std::endian::native == std::endian::little, "checkpoints are read in place");
 
+namespace code_rows_internal {
+
+// Eight codes are `kBits` whole bytes.
+template <int kBits>
+void Unpack(const std::uint8_t* bytes, std::int64_t count, std::uint8_t* out) {
+  constexpr std::uint64_t kMask = (std::uint64_t{1} << kBits) - 1;
+  for (; count >= 8; count -= 8, bytes += kBits, out += 8) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, bytes, kBits);
+    for (int i = 0; i < 8; ++i) out[i] = static_cast<std::uint8_t>((word >> (i * kBits)) & kMask);
+  }
+  std::uint64_t word = 0;
+  std::memcpy(&word, bytes, static_cast<std::size_t>((count * kBits + 7) / 8));
+  for (int i = 0; i < count; ++i) out[i] = static_cast<std::uint8_t>((word >> (i * kBits)) & kMask);
+}
+
+template <int kBits>
+void Pack(const std::uint8_t* codes, std::int64_t count, std::uint8_t* bytes) {
+  for (; count >= 8; count -= 8, codes += 8, bytes += kBits) {
+    std::uint64_t word = 0;
+    for (int i = 0; i < 8; ++i) word |= static_cast<std::uint64_t>(codes[i]) << (i * kBits);
+    std::memcpy(bytes, &word, kBits);
+  }
+  std::uint64_t word = 0;
+  for (int i = 0; i < count; ++i) word |= static_cast<std::uint64_t>(codes[i]) << (i * kBits);
+  std::memcpy(bytes, &word, static_cast<std::size_t>((count * kBits + 7) / 8));
+}
+
+}  // namespace code_rows_internal
+
 // out[0 .. count) from a row of CodeRowBytes(count, bits) bytes. REQUIRES: 1 <= bits <= 8.
 inline void UnpackCodes(const std::byte* row, int bits, std::int64_t count, std::uint8_t* out) {
+  using namespace code_rows_internal;
   const auto* bytes = reinterpret_cast<const std::uint8_t*>(row);
-  if (bits == 8) {
-    std::memcpy(out, bytes, static_cast<std::size_t>(count));
-    return;
-  }
-  if (bits == 4) {
-    for (std::int64_t i = 0; i < count / 2; ++i) {
-      out[2 * i] = bytes[i] & 15;
-      out[2 * i + 1] = bytes[i] >> 4;
-    }
-    if (count % 2 != 0) out[count - 1] = bytes[count / 2] & 15;
-    return;
-  }
-  const std::uint64_t mask = (std::uint64_t{1} << bits) - 1;
-  for (std::int64_t first = 0; first < count; first += 8) {  // eight codes are `bits` whole bytes
-    const std::int64_t codes = count - first < 8 ? count - first : 8;
-    std::uint64_t word = 0;
-    std::memcpy(&word, bytes + first / 8 * bits, static_cast<std::size_t>((codes * bits + 7) / 8));
-    for (std::int64_t i = 0; i < codes; ++i) {
-      out[first + i] = static_cast<std::uint8_t>((word >> (i * bits)) & mask);
-    }
+  switch (bits) {
+    case 1: return Unpack<1>(bytes, count, out);
+    case 2: return Unpack<2>(bytes, count, out);
+    case 3: return Unpack<3>(bytes, count, out);
+    case 4: return Unpack<4>(bytes, count, out);
+    case 5: return Unpack<5>(bytes, count, out);
+    case 6: return Unpack<6>(bytes, count, out);
+    case 7: return Unpack<7>(bytes, count, out);
+    default: std::memcpy(out, bytes, static_cast<std::size_t>(count));
   }
 }
 
 // The inverse; bits past the last code are zero. REQUIRES: codes < 2^bits.
 inline void PackCodes(const std::uint8_t* codes, int bits, std::int64_t count, std::byte* row) {
+  using namespace code_rows_internal;
   auto* bytes = reinterpret_cast<std::uint8_t*>(row);
-  if (bits == 8) {
-    std::memcpy(bytes, codes, static_cast<std::size_t>(count));
-    return;
-  }
-  if (bits == 4) {
-    for (std::int64_t i = 0; i < count / 2; ++i) {
-      bytes[i] = static_cast<std::uint8_t>(codes[2 * i] | codes[2 * i + 1] << 4);
-    }
-    if (count % 2 != 0) bytes[count / 2] = codes[count - 1];
-    return;
-  }
-  for (std::int64_t first = 0; first < count; first += 8) {
-    const std::int64_t some = count - first < 8 ? count - first : 8;
-    std::uint64_t word = 0;
-    for (std::int64_t i = 0; i < some; ++i) {
-      word |= static_cast<std::uint64_t>(codes[first + i]) << (i * bits);
-    }
-    std::memcpy(bytes + first / 8 * bits, &word, static_cast<std::size_t>((some * bits + 7) / 8));
+  switch (bits) {
+    case 1: return Pack<1>(codes, count, bytes);
+    case 2: return Pack<2>(codes, count, bytes);
+    case 3: return Pack<3>(codes, count, bytes);
+    case 4: return Pack<4>(codes, count, bytes);
+    case 5: return Pack<5>(codes, count, bytes);
+    case 6: return Pack<6>(codes, count, bytes);
+    case 7: return Pack<7>(codes, count, bytes);
+    default: std::memcpy(bytes, codes, static_cast<std::size_t>(count));
   }
 }
 

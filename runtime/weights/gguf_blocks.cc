@@ -70,8 +70,9 @@ void DecodeQ8_0(const std::uint8_t* in, Block& out) {
 
 // 2-bit codes of Q2_K and Q3_K: of 128 elements, j = 0..3 sets of 32 share 32 bytes.
 void TwoBits(const std::uint8_t* qs, std::uint8_t* codes) {
-  for (int i = 0; i < 256; ++i) {
-    codes[i] = (qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2)) & 3;
+  for (int set = 0; set < 8; ++set) {
+    const std::uint8_t* bytes = qs + set / 4 * 32;
+    for (int l = 0; l < 32; ++l) codes[32 * set + l] = (bytes[l] >> (set % 4 * 2)) & 3;
   }
 }
 
@@ -88,7 +89,9 @@ void DecodeQ2_K(const std::uint8_t* in, Block& out) {
 // The third bit of element i lies in hmask[i % 32], bit i / 32; a clear one subtracts 4.
 void DecodeQ3_K(const std::uint8_t* in, Block& out) {
   TwoBits(in + 32, out.codes);
-  for (int i = 0; i < 256; ++i) out.codes[i] |= ((in[i % 32] >> (i / 32)) & 1) << 2;
+  for (int set = 0; set < 8; ++set) {
+    for (int l = 0; l < 32; ++l) out.codes[32 * set + l] |= ((in[l] >> set) & 1) << 2;
+  }
   const std::uint8_t* scales = in + 96;
   for (int t = 0; t < 16; ++t) {
     const int low = t < 8 ? scales[t] & 15 : scales[t - 8] >> 4;
@@ -110,8 +113,9 @@ void SixBitScales(const std::uint8_t* s, Block& out) {
 
 // 64 elements share 32 bytes: the first 32 are low nibbles.
 void NibblesOf64(const std::uint8_t* qs, std::uint8_t* codes) {
-  for (int i = 0; i < 256; ++i) {
-    codes[i] = (qs[i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4)) & 15;
+  for (int set = 0; set < 8; ++set) {
+    const std::uint8_t* bytes = qs + set / 2 * 32;
+    for (int l = 0; l < 32; ++l) codes[32 * set + l] = (bytes[l] >> (set % 2 * 4)) & 15;
   }
 }
 
@@ -127,17 +131,21 @@ void DecodeQ5_K(const std::uint8_t* in, Block& out) {
   out.m = Half(in + 2);
   SixBitScales(in + 4, out);
   NibblesOf64(in + 48, out.codes);
-  for (int i = 0; i < 256; ++i) out.codes[i] |= ((in[16 + i % 32] >> (i / 32)) & 1) << 4;
+  for (int set = 0; set < 8; ++set) {
+    for (int l = 0; l < 32; ++l) out.codes[32 * set + l] |= ((in[16 + l] >> set) & 1) << 4;
+  }
 }
 
 void DecodeQ6_K(const std::uint8_t* in, Block& out) {
-  for (int i = 0; i < 256; ++i) {
-    const int half = i / 128;
-    const int t = i % 128 / 32;
-    const int l = i % 32;
-    const int low = (in[64 * half + l + 32 * (t & 1)] >> (t / 2 * 4)) & 15;
-    const int high = (in[128 + 32 * half + l] >> (2 * t)) & 3;
-    out.codes[i] = static_cast<std::uint8_t>(low | high << 4);
+  for (int set = 0; set < 8; ++set) {
+    const int half = set / 4;
+    const int t = set % 4;
+    const std::uint8_t* low = in + 64 * half + 32 * (t & 1);
+    const std::uint8_t* high = in + 128 + 32 * half;
+    for (int l = 0; l < 32; ++l) {
+      out.codes[32 * set + l] = static_cast<std::uint8_t>(((low[l] >> (t / 2 * 4)) & 15) |
+                                                          ((high[l] >> (2 * t)) & 3) << 4);
+    }
   }
   std::memcpy(out.scales, in + 192, 16);
   out.d = Half(in + 208);

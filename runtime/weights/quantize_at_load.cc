@@ -23,25 +23,39 @@ constexpr std::array<float, 15> kNf4Midpoints = {
     0.1202552504837513f,   0.2035212516784668f,   0.2920137718319893f,    0.3893125355243683f,
     0.5016634166240692f,   0.6427869200706482f,   0.8614784181118011f};
 
-std::uint8_t Nf4Code(float y) {
-  int code = 0;
-  for (const float midpoint : kNf4Midpoints) code += y > midpoint;
-  return static_cast<std::uint8_t>(code);
+// The thresholds as the library has them (0.583333 is shorter than the others), and the code of a
+// magnitude that exceeds that many of them.
+constexpr std::array<float, 7> kFp4Thresholds = {0.00260417f, 0.0859375f, 0.20833333f, 0.29166667f,
+                                                 0.4166667f,  0.583333f,  0.8333333f};
+constexpr std::array<std::uint8_t, 8> kFp4Codes = {0, 1, 6, 7, 4, 5, 2, 3};
+
+using BlockOfFloats = std::array<float, kBlock>;
+using BlockOfCodes = std::array<std::int32_t, kBlock>;
+
+// How many thresholds each value exceeds; none for NaN.
+template <std::size_t kCount>
+void CountBelow(const std::array<float, kCount>& thresholds, const BlockOfFloats& y,
+                BlockOfCodes& codes) {
+  codes.fill(0);
+  for (const float threshold : thresholds) {
+    for (std::size_t i = 0; i < y.size(); ++i) codes[i] += y[i] > threshold ? 1 : 0;
+  }
 }
 
-// Thresholds as the library has them: 0.583333 is shorter than the others.
-std::uint8_t Fp4Code(float y) {
-  const float magnitude = std::abs(y);
-  const int code = magnitude > 0.8333333f    ? 3
-                   : magnitude > 0.583333f   ? 2
-                   : magnitude > 0.4166667f  ? 5
-                   : magnitude > 0.29166667f ? 4
-                   : magnitude > 0.20833333f ? 7
-                   : magnitude > 0.0859375f  ? 6
-                   : magnitude > 0.00260417f ? 1
-                                             : 0;
-  return static_cast<std::uint8_t>(code | (y < 0 ? 8 : 0));
+void Nf4Codes(const BlockOfFloats& y, BlockOfCodes& codes) { CountBelow(kNf4Midpoints, y, codes); }
+
+void Fp4Codes(const BlockOfFloats& y, BlockOfCodes& codes) {
+  BlockOfFloats magnitude;
+  for (std::size_t i = 0; i < y.size(); ++i) magnitude[i] = std::abs(y[i]);
+  CountBelow(kFp4Thresholds, magnitude, codes);
+  for (std::size_t i = 0; i < y.size(); ++i) {
+    codes[i] = kFp4Codes[static_cast<std::size_t>(codes[i])] | (y[i] < 0 ? 8 : 0);
+  }
 }
+
+// Nearest integer, ties to even, of |x| < 2^22: the adder rounds. A call of rint would cost more
+// than the rest.
+inline float RoundToInteger(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
 
 // Row `row` of a dense weight in f32.
 void ReadRow(const Dense& dense, std::int64_t k, std::int64_t row, float* out) {
@@ -104,11 +118,11 @@ class BlockQuantizer {
       absmax = std::max(absmax, std::abs(block_[static_cast<std::size_t>(i)]));
     }
     const float inverse = 1.0f / absmax;
-    std::array<std::uint8_t, kBlock> codes;
-    for (std::int64_t i = 0; i < filled_ + filled_ % 2; ++i) {
-      const float y = (i < filled_ ? block_[static_cast<std::size_t>(i)] : 0.0f) * inverse;
-      codes[static_cast<std::size_t>(i)] = nf4_ ? Nf4Code(y) : Fp4Code(y);
-    }
+    std::fill(block_.begin() + filled_, block_.end(), 0.0f);
+    BlockOfFloats y;
+    for (std::size_t i = 0; i < y.size(); ++i) y[i] = block_[i] * inverse;
+    BlockOfCodes codes;
+    nf4_ ? Nf4Codes(y, codes) : Fp4Codes(y, codes);
     auto* out = packed_.As<std::uint8_t>().data() + next_block_ * kBlock / 2;
     for (std::int64_t i = 0; i < (filled_ + 1) / 2; ++i) {
       out[i] = static_cast<std::uint8_t>(codes[static_cast<std::size_t>(2 * i)] << 4 |
@@ -121,7 +135,7 @@ class BlockQuantizer {
   const bool nf4_;
   HostBuffer packed_;
   std::vector<float> absmax_;
-  std::array<float, kBlock> block_{};
+  BlockOfFloats block_{};
   std::int64_t filled_ = 0;
   std::int64_t next_block_ = 0;
 };
@@ -157,7 +171,8 @@ absl::StatusOr<Row8> QuantizeRows(const LinearWeight& weight, const Dense& dense
     const float inverse = absmax == 0 ? 0.0f : (1.0f / absmax) * 127.0f;
     std::int8_t* codes = out.codes.As<std::int8_t>().data() + n * weight.k;
     for (std::int64_t j = 0; j < weight.k; ++j) {
-      codes[j] = static_cast<std::int8_t>(std::rint(row[static_cast<std::size_t>(j)] * inverse));
+      codes[j] =
+          static_cast<std::int8_t>(RoundToInteger(row[static_cast<std::size_t>(j)] * inverse));
     }
     out.scales[static_cast<std::size_t>(n)] = absmax * kInt8Step;
   }
@@ -187,11 +202,11 @@ GroupGrid QuantizeGroup(std::span<const float> values, std::uint8_t* codes) {
   GroupGrid grid{F32ToF16((high - low) / 15.0f), 0};
   const float scale = F16ToF32(grid.scale);
   const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
-  const float zero = std::clamp(std::rint(-low * inverse), 0.0f, 15.0f);
+  const float zero = std::clamp(RoundToInteger(-low * inverse), 0.0f, 15.0f);
   grid.zero = static_cast<std::uint8_t>(zero);
   for (std::size_t i = 0; i < values.size(); ++i) {
-    codes[i] =
-        static_cast<std::uint8_t>(std::clamp(std::rint(values[i] * inverse) + zero, 0.0f, 15.0f));
+    codes[i] = static_cast<std::uint8_t>(
+        std::clamp(RoundToInteger(values[i] * inverse) + zero, 0.0f, 15.0f));
   }
   return grid;
 }

@@ -6,16 +6,22 @@
 
 namespace nibble {
 
-// out[column, row] = in[row, column], tile by tile so that both sides stay in the cache.
+// out[column, row] = in[row, column]. Tile by tile through a small copy: rows of a power of two
+// bytes would all fall into the same cache set.
 template <typename T>
 void Transpose(const T* in, std::int64_t rows, std::int64_t columns, T* out) {
-  constexpr std::int64_t kTile = 64 / sizeof(T) * 2;
+  constexpr std::int64_t kTile = 32;
+  T tile[kTile][kTile];
   for (std::int64_t r0 = 0; r0 < rows; r0 += kTile) {
-    const std::int64_t r1 = std::min(rows, r0 + kTile);
+    const std::int64_t height = std::min(kTile, rows - r0);
     for (std::int64_t c0 = 0; c0 < columns; c0 += kTile) {
-      const std::int64_t c1 = std::min(columns, c0 + kTile);
-      for (std::int64_t c = c0; c < c1; ++c) {
-        for (std::int64_t r = r0; r < r1; ++r) out[c * rows + r] = in[r * columns + c];
+      const std::int64_t width = std::min(kTile, columns - c0);
+      for (std::int64_t r = 0; r < height; ++r) {
+        std::copy_n(in + (r0 + r) * columns + c0, width, tile[r]);
+      }
+      for (std::int64_t c = 0; c < width; ++c) {
+        T* to = out + (c0 + c) * rows + r0;
+        for (std::int64_t r = 0; r < height; ++r) to[r] = tile[r][c];
       }
     }
   }

@@ -253,5 +253,37 @@ TEST(QuantFixtureTest, Bitsandbytes) {
   }
 }
 
+// Headers of files in the formats' own layouts, tensors at odd offsets among them.
+TEST(QuantFixtureTest, SafetensorsHeaders) {
+  NIBBLE_REQUIRE_CONFORMANCE(dir);
+  int files = 0;
+  for (const auto& entry : fs::directory_iterator(dir / "quant" / "safetensors_reference")) {
+    if (entry.path().extension() != ".safetensors") continue;
+    SCOPED_TRACE(entry.path().string());
+    const fs::path expected_path =
+        entry.path().parent_path() / (entry.path().stem().string() + ".expected.json");
+    NIBBLE_ASSERT_OK_AND_ASSIGN(const std::string text,
+                                ReadTextFile(expected_path.string(), 1 << 20));
+    NIBBLE_ASSERT_OK_AND_ASSIGN(const Json expected, ParseJson(text));
+    NIBBLE_ASSERT_OK_AND_ASSIGN(const auto checkpoint, Checkpoint::Open(entry.path().string()));
+    const std::int64_t data_begin = 8 + expected.Find("header_size")->AsInt64();
+    EXPECT_EQ(checkpoint->tensors().size(), expected.Find("tensors")->AsArray().size());
+    for (const Json& want : expected.Find("tensors")->AsArray()) {
+      const TensorInfo* tensor = checkpoint->Find(want.Find("name")->AsString());
+      ASSERT_NE(tensor, nullptr) << want.Find("name")->AsString();
+      EXPECT_EQ(NameOf(tensor->dtype), want.Find("dtype")->AsString());
+      const Json::Array& offsets = want.Find("data_offsets")->AsArray();
+      EXPECT_EQ(static_cast<std::int64_t>(tensor->offset), data_begin + offsets[0].AsInt64());
+      EXPECT_EQ(static_cast<std::int64_t>(tensor->bytes),
+                offsets[1].AsInt64() - offsets[0].AsInt64());
+      std::vector<std::int64_t> shape;
+      for (const Json& dim : want.Find("shape")->AsArray()) shape.push_back(dim.AsInt64());
+      EXPECT_EQ(tensor->shape, shape);
+    }
+    ++files;
+  }
+  EXPECT_GE(files, 4);
+}
+
 }  // namespace
 }  // namespace nibble
