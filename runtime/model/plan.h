@@ -1,4 +1,5 @@
-// The memory plan of a model on a device: pure arithmetic over headers, exact, made before a byte is allocated.
+// The memory plan of a model on a device: pure arithmetic over headers, exact, made before a byte
+// is allocated.
 #pragma once
 
 #include <cstdint>
@@ -15,13 +16,14 @@
 namespace nibble {
 
 struct PlanOptions {
-  std::optional<std::int64_t> memory_bytes;     // --memory resolved; the device's 90% when unset
-  // --kv-memory. Unset: what is left, but no more than max_batch sequences of max_context can use, and on a host,
-  // whose memory is not ours alone, no more than 2 GiB and a quarter of the budget.
+  std::optional<std::int64_t> memory_bytes;  // --memory resolved; the device's 90% when unset
+  // --kv-memory. Unset: what is left, but no more than max_batch sequences of max_context can use,
+  // and on a host, whose memory is not ours alone, no more than 2 GiB and a quarter of the budget.
   std::optional<std::int64_t> kv_bytes;
-  std::optional<DType> kv_dtype;                // --kv-dtype
-  std::optional<std::int32_t> max_context;      // --max-context; unset: the model's, or what the KV pool holds
-  std::optional<std::int32_t> max_batch;        // --max-batch; unset: 64 on a host, 256 on a card
+  std::optional<DType> kv_dtype;  // --kv-dtype
+  std::optional<std::int32_t>
+      max_context;  // --max-context; unset: the model's, or what the KV pool holds
+  std::optional<std::int32_t> max_batch;  // --max-batch; unset: 64 on a host, 256 on a card
   Compute compute = Compute::kAuto;
   std::int32_t page_tokens = 64;
 };
@@ -31,7 +33,7 @@ struct MemoryPlan {
   std::int64_t kv_bytes = 0;
   std::int64_t workspace_bytes = 0;
   std::int64_t graphs_bytes = 0;
-  std::int64_t other_bytes = 0;       // tokenizer, tables, library handles, headroom
+  std::int64_t other_bytes = 0;  // tokenizer, tables, library handles, headroom
   std::int64_t budget_bytes = 0;
   std::int64_t total_bytes() const {
     return weights_bytes + kv_bytes + workspace_bytes + graphs_bytes + other_bytes;
@@ -40,13 +42,14 @@ struct MemoryPlan {
   KvLayout kv;
   StepLimits limits;
   std::int64_t kv_bytes_per_token = 0;
-  std::int64_t kv_tokens = 0;             // that the pool holds
-  double balance_batch = 0;               // sequences at which streaming weights and arithmetic take equal time
+  std::int64_t kv_tokens = 0;  // that the pool holds
+  double balance_batch = 0;  // sequences at which streaming weights and arithmetic take equal time
   double bits_per_weight = 0;
   std::int64_t parameters = 0;
 };
 
-// ResourceExhausted when not even one sequence of one page fits: names the sizes and the flag to change.
+// ResourceExhausted when not even one sequence of one page fits: names the sizes and the flag to
+// change.
 absl::StatusOr<MemoryPlan> PlanMemory(const ModelConfig& config, const Checkpoint& checkpoint,
                                       const WeightFormat& format, const Backend& backend,
                                       const PlanOptions& options);
@@ -54,7 +57,8 @@ absl::StatusOr<MemoryPlan> PlanMemory(const ModelConfig& config, const Checkpoin
 Json ToJson(const MemoryPlan& plan);
 
 // Textbook figures, also used by the plan.
-constexpr std::int64_t KvBytesPerToken(std::int64_t layers, std::int64_t kv_dim, std::int64_t element_bytes) {
+constexpr std::int64_t KvBytesPerToken(std::int64_t layers, std::int64_t kv_dim,
+                                       std::int64_t element_bytes) {
   return 2 * layers * kv_dim * element_bytes;
 }
 // FLOPS / (2 * bandwidth) for 16-bit weights, times bits / 16.

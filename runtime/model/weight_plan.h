@@ -18,7 +18,7 @@ namespace nibble {
 // One layer of the checkpoint.
 struct LinearSource {
   std::string layer;   // as WeightFormat wants it
-  std::int64_t n = 0;                   // as the configuration has it
+  std::int64_t n = 0;  // as the configuration has it
   std::int64_t k = 0;
   std::vector<std::int32_t> row_order;  // PermuteRows; empty: as stored
   bool needs_bias = false;
