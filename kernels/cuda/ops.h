@@ -1,0 +1,185 @@
+// Every CUDA kernel's launcher. Plain C++: raw device pointers, sizes, a stream. A launcher checks its contract
+// (cudaErrorInvalidValue), is asynchronous on the stream, allocates nothing and returns the launch's error.
+//
+// T is the activation type, half or bfloat16, named by a DType of kF16 or kBF16.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <cstdint>
+
+#include "kernels/dtype.h"
+#include "kernels/kv_layout.h"
+#include "kernels/packed_layout.h"
+#include "kernels/sampling.h"
+
+namespace nibble::cuda {
+
+// dependent: programmatic dependent launch, the kernel may start before the stream's previous one ends (it waits
+// for its results itself). The previous kernel must be one of ours.
+struct LaunchOptions {
+  cudaStream_t stream = nullptr;
+  bool dependent = false;
+};
+
+// ---- Products ----------------------------------------------------------------------------------------------
+
+// A packed matrix in device memory.
+struct PackedMatrix {
+  PackedShape shape;
+  const std::uint8_t* blocks = nullptr;  // shape.Bytes(), 128-byte aligned
+  int zero = 0;                          // OffsetMode::kConstant
+  float multiplier = 1.0f;               // 2^scale_exponent of the RowSource
+  std::array<float, 16> table{};         // CodeKind::kCodebook
+};
+
+enum class Output : std::uint8_t {
+  kStore,     // out T[m, ldo]
+  kStoreF32,  // out f32[m, ldo]
+  kGlu,       // out T[m, ldo] = act(gate) * up; the matrix was packed with alternate_halves, out has n / 2 columns
+  kResidual,  // residual f32[m, n] += product; and what the next RMS norm needs, see NormOutput
+};
+
+enum class Gate : std::uint8_t { kSilu, kGeluTanh };
+
+// RMS normalisation without a kernel of its own: whoever writes the residual stream also writes
+// normed = T(residual * weight) and, for each token and 16 columns, the sum of squares; whoever reads `normed` as
+// activations multiplies its result by 1 / sqrt(sum / dim + eps).
+struct NormOutput {
+  const float* weight = nullptr;  // f32[n]
+  void* normed = nullptr;         // T[m, n]
+  float* square_sums = nullptr;   // f32[m, ceil(n / 16)]
+};
+struct NormInput {
+  const float* square_sums = nullptr;  // f32[m, count]; null: the activations are what they are
+  int count = 0;
+  int dim = 0;
+  float eps = 0.0f;
+};
+
+// out = epilogue(x * w^T): x T[m, k] with rows ldx apart (k % 8 == 0, 16-byte aligned rows), w packed [n, k].
+struct ProductArgs {
+  PackedMatrix w;
+  DType dtype = DType::kF16;
+  const void* x = nullptr;
+  std::int64_t ldx = 0;
+  int m = 0;
+  NormInput norm_in;
+  const float* bias = nullptr;  // f32[n] in packed row order, or null
+  Output output = Output::kStore;
+  Gate gate = Gate::kSilu;
+  void* out = nullptr;
+  std::int64_t ldo = 0;
+  float* residual = nullptr;
+  NormOutput norm_out;
+  bool dependent = true;  // programmatic dependent launch: may start before the stream's previous kernel ends
+};
+
+// How a streamed product is cut; zero fields are chosen by the launcher. For benches and tests.
+struct StreamPlan {
+  int cluster = 0;  // blocks that share a tile's columns: 1, 2, 4 or 8
+};
+
+// The decode kernel: weights are streamed once for every 16 tokens. sm_90.
+// cudaErrorNotSupported: this (encoding, group) has no instance; SupportsStream says so beforehand.
+cudaError_t StreamProduct(const ProductArgs& args, cudaStream_t stream, StreamPlan plan = {});
+bool SupportsStream(const PackedShape& shape);
+
+// out T[n, k] row-major (ldo = k) from packed blocks: rows in packed order, columns in stored order.
+cudaError_t DequantizePacked(const PackedMatrix& w, DType dtype, void* out, cudaStream_t stream);
+
+// Packs rows of codes (RowSource of device pointers) into blocks.
+cudaError_t PackBlocks(const PackedShape& shape, const RowSource& source, std::uint8_t* blocks,
+                       cudaStream_t stream);
+
+// ---- Norms, embedding, gates -------------------------------------------------------------------------------
+
+// out T[tokens, dim] = in / rms(in) * weight; in == out allowed.
+cudaError_t RmsNorm(DType dtype, void* out, const void* in, const float* weight, int tokens, int dim, float eps,
+                    LaunchOptions options);
+
+// residual f32[tokens, dim] += delta T (null: nothing); out T = residual / rms(residual) * weight.
+cudaError_t AddRmsNorm(DType dtype, float* residual, const void* delta, const float* weight, void* out, int tokens,
+                       int dim, float eps, LaunchOptions options);
+
+// What NormOutput describes, for a residual stream f32[tokens, dim] that no product has written.
+cudaError_t PrepareNorm(DType dtype, const float* residual, const NormOutput& out, int tokens, int dim,
+                        LaunchOptions options);
+
+// residual f32[count] += delta T[count].
+cudaError_t AddResidual(DType dtype, float* residual, const void* delta, std::int64_t count, LaunchOptions options);
+
+// out f32[count, dim] = table[token, :] * scale; table of kF16, kBF16 or kF32 [vocab, dim]. tokens[t] < 0: the
+// last sampled token of slot token_slots[t].
+cudaError_t Embed(DType dtype, float* out, const void* table, const std::int32_t* tokens,
+                  const std::int32_t* last_tokens, const std::int32_t* token_slots, int count, int dim, int vocab,
+                  float scale, LaunchOptions options);
+
+// out T[tokens, dim] = gate(in[t, i]) * in[t, dim + i]; alternate: columns as packed with alternate_halves.
+cudaError_t Glu(DType dtype, void* out, const void* in, int tokens, int dim, Gate gate, bool alternate,
+                LaunchOptions options);
+
+// out[r] = in[rows[r]], rows of row_bytes (a multiple of 4).
+cudaError_t GatherRows(void* out, const void* in, const std::int32_t* rows, int count, std::int64_t row_bytes,
+                       LaunchOptions options);
+
+// logits f32[count] = cap * tanh(logits / cap).
+cudaError_t Softcap(float* logits, std::int64_t count, float cap, LaunchOptions options);
+
+// out T[tokens, dim] += bias f32[dim].
+cudaError_t AddBias(DType dtype, void* out, const float* bias, int tokens, int dim, LaunchOptions options);
+
+// ---- Attention ---------------------------------------------------------------------------------------------
+
+// q and k heads of qkv T[tokens, ld_qkv] as [q | k | v]: optional RMS norm of each head, rotary embedding of its
+// first rope_dim entries (pairs j, j + rope_dim / 2); q is written back, k and v to the cache at slots[token]
+// (page * page_tokens + offset; negative: nowhere). head_dim <= 256.
+struct RopeAppendArgs {
+  DType dtype = DType::kF16;
+  void* qkv = nullptr;
+  std::int64_t ld_qkv = 0;
+  int tokens = 0, heads = 0, kv_heads = 0, head_dim = 0;
+  int rope_dim = 0;                       // 0: no rotation
+  const float* inv_freq = nullptr;        // f32[rope_dim / 2]
+  float attention_factor = 1.0f;
+  const float* q_norm = nullptr;          // f32[head_dim] or null
+  const float* k_norm = nullptr;
+  float norm_eps = 0.0f;
+  const std::int32_t* positions = nullptr;  // [tokens]
+  const std::int32_t* slots = nullptr;      // [tokens]
+  KvLayout kv;
+  void* layer_cache = nullptr;            // T, the pool + layer * LayerStride()
+};
+cudaError_t RopeAppend(const RopeAppendArgs& args, LaunchOptions options);
+
+// Causal attention over the paged cache. Row r of sequence s sits at position context[s] - queries(s) + r; a key
+// at p is visible iff p <= position and (window == 0 or position - p < window).
+struct AttentionArgs {
+  DType dtype = DType::kF16;
+  const void* q = nullptr;                  // T[tokens, ld_q], head h at h * head_dim
+  std::int64_t ld_q = 0;
+  void* out = nullptr;                      // T[tokens, heads * head_dim]
+  int sequences = 0, heads = 0, kv_heads = 0, head_dim = 0;
+  const std::int32_t* query_offsets = nullptr;  // [sequences + 1] rows of q; null: one row a sequence (decode)
+  int max_queries = 1;                      // most rows of one sequence
+  const std::int32_t* contexts = nullptr;   // [sequences] keys, the rows' own included
+  int max_context = 0;                      // bound of contexts; the decode grid is sized for it
+  const std::int32_t* pages = nullptr;      // [sequences, ld_pages] page ids in order of position
+  std::int64_t ld_pages = 0;
+  KvLayout kv;                              // page_tokens 64
+  const void* layer_cache = nullptr;
+  float scale = 1.0f;
+  int window = 0;
+  float softcap = 0.0f;
+  const float* sinks = nullptr;             // f32[heads] or null
+  // Decode: keys of one block are split_tokens (a multiple of 64); more than one block a sequence needs a
+  // workspace of DecodeWorkspaceBytes.
+  int split_tokens = 0;                     // 0: chosen
+  void* workspace = nullptr;
+};
+std::int64_t DecodeWorkspaceBytes(const AttentionArgs& args);
+cudaError_t DecodeAttention(const AttentionArgs& args, LaunchOptions options);
+cudaError_t PrefillAttention(const AttentionArgs& args, LaunchOptions options);
+
+}  // namespace nibble::cuda

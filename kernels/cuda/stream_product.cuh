@@ -1,0 +1,459 @@
+// The decode product: out = epilogue(x * w^T) for few tokens, at the rate weights arrive from memory.
+//
+// One block of 16 warps an SM; clusters of blocks may share tiles and cut the columns further. The columns are cut
+// over the warps; a warp takes two tiles of 16 rows at a time, so that each operand it reads of the activations
+// serves two products. Its lanes load exactly the words they will multiply, kDepth blocks ahead, straight into
+// registers: no barrier and no shared memory lies between memory and tensor core. Activations wait in shared
+// memory. Partial sums of `flush` tiles are added in fixed order.
+//
+// Launched dependent, weights are on their way before the previous kernel has ended.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/cuda/fragments.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ops.h"
+#include "kernels/cuda/ptx.cuh"
+
+namespace nibble::cuda {
+
+inline constexpr int kStreamWarps = 16;
+inline constexpr int kStreamThreads = 32 * kStreamWarps;
+inline constexpr int kPartialStride = 20;  // floats a token of a partial tile: 16 rows, and 4 against bank conflicts
+
+// Pairs of 16 x 128 blocks in flight a warp: 64 to 70 KB an SM reach the read ceiling.
+constexpr int StreamDepth(int bits) { return bits >= 5 ? 1 : 2; }
+
+struct StreamParams {
+  const std::uint8_t* blocks;
+  int block_bytes, units, tiles;
+  int tiles_per_cluster, flush;  // tiles of a cluster; tiles between reductions, even
+  OffsetMode offset;
+  float zero, multiplier;
+  float table[16];
+  const char* x;          // bytes
+  std::int64_t x_stride;  // bytes
+  int m, k, n;
+  NormInput norm_in;
+  const float* bias;
+  Output output;
+  Gate gate;
+  void* out;
+  std::int64_t ldo;
+  float* residual;
+  NormOutput norm_out;
+  int x_row_bytes;  // shared memory of one token: units of a block * 256 + 16
+  int sums_offset, table_offset, x_offset, partial_offset, exchange_offset;  // into shared memory
+  int buffer_floats;  // one of the two buffers of partial sums
+};
+
+#if __CUDA_ARCH__ >= 900
+
+// Adds partial sums of tiles [first, first + count) of this cluster and writes results.
+// partial: f32[count][16 warps][m][kPartialStride]; items of 16 rows are dealt to blocks and half-warps.
+template <typename T>
+__device__ __forceinline__ void FlushTiles(const StreamParams& p, const float* partial, float* exchange,
+                                           const float* rstd, int first, int count, std::uint32_t rank,
+                                           std::uint32_t cluster, float residual0, float weight0) {
+  __syncthreads();
+  const int row = threadIdx.x % 16;
+  const auto block_sum = [&](int tile, int token) {
+    const float* at = partial + (tile * kStreamWarps * p.m + token) * kPartialStride + row;
+    float sum = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < kStreamWarps; ++warp) sum += at[warp * p.m * kPartialStride];
+    return sum;
+  };
+  if (cluster > 1) {
+    for (int q = threadIdx.x / 16; q < count * p.m; q += kStreamThreads / 16) {
+      exchange[q * 16 + row] = block_sum(q / p.m, q % p.m);
+    }
+    ptx::ClusterSync();
+  }
+  const std::uint32_t exchange_at = ptx::SharedAddress(exchange);
+  const auto total = [&](int tile, int token) {
+    float sum = 0.0f;
+    if (cluster == 1) {
+      sum = block_sum(tile, token);
+    } else {
+      for (std::uint32_t r = 0; r < cluster; ++r) {
+        sum += ptx::LoadCluster(exchange_at + ((tile * p.m + token) * 16 + row) * 4, r);
+      }
+    }
+    sum *= p.multiplier;
+    if (p.norm_in.square_sums != nullptr) sum *= rstd[token];
+    const int n = (first + tile) * kTileRows + row;
+    if (p.bias != nullptr && n < p.n) sum += p.bias[n];
+    return sum;
+  };
+  const int tiles_an_item = p.output == Output::kGlu ? 2 : 1;
+  const int items = count / tiles_an_item * p.m;
+  bool first_item = first % p.tiles_per_cluster == 0;  // the prefetched one
+  for (int q = rank + cluster * (threadIdx.x / 16); q < items; q += cluster * (kStreamThreads / 16)) {
+    const int token = q % p.m;
+    const int tile = q / p.m * tiles_an_item;
+    const float v = total(tile, token);
+    if (p.output == Output::kGlu) {
+      const float up = total(tile + 1, token);
+      const int column = (first + tile) / 2 * kTileRows + row;
+      if (column < p.n / 2) static_cast<T*>(p.out)[token * p.ldo + column] = FromFloat<T>(GateOf(p.gate, v) * up);
+      continue;
+    }
+    const int n = (first + tile) * kTileRows + row;
+    if (p.output == Output::kStore) {
+      if (n < p.n) static_cast<T*>(p.out)[token * p.ldo + n] = FromFloat<T>(v);
+    } else if (p.output == Output::kStoreF32) {
+      if (n < p.n) static_cast<float*>(p.out)[token * p.ldo + n] = v;
+    } else {
+      float sum = 0.0f;
+      const std::int64_t at = static_cast<std::int64_t>(token) * p.n + n;
+      if (n < p.n) {
+        sum = v + (first_item ? residual0 : p.residual[at]);
+        p.residual[at] = sum;
+        if (p.norm_out.normed != nullptr) {
+          const float weight = first_item ? weight0 : p.norm_out.weight[n];
+          static_cast<T*>(p.norm_out.normed)[at] = FromFloat<T>(sum * weight);
+        }
+      }
+      if (p.norm_out.square_sums != nullptr) {
+        float squares = sum * sum;
+        const unsigned mask = 0xffffu << (threadIdx.x & 16);
+#pragma unroll
+        for (int delta = 8; delta > 0; delta /= 2) squares += __shfl_xor_sync(mask, squares, delta);
+        if (row == 0) p.norm_out.square_sums[static_cast<std::int64_t>(token) * p.tiles + first + tile] = squares;
+      }
+    }
+    first_item = false;
+  }
+}
+
+#endif  // __CUDA_ARCH__ >= 900
+
+// One block of the packed stream in a lane's registers.
+template <typename T, CodeKind kKind, int kBits, int kGroup, bool kOffsets>
+struct StreamBlock {
+  using Codes = CodesOf<T, kKind, kBits>;
+  static constexpr int kGroups = kUnitColumns / kGroup;
+  // Entry (group, g) of a table lies in lane group * 8 + g; with one group every lane holds its own row's.
+  static constexpr int kTableWords = kGroups == 8 ? 2 : 1;
+
+  Codes codes[2];
+  std::uint32_t scales[kTableWords], offsets[kTableWords];
+
+  __device__ __forceinline__ void Load(const std::uint8_t* block, int lane, int entry, std::uint64_t policy) {
+    codes[0].Load(block, lane, policy);
+    codes[1].Load(block + Codes::kAtomBytes, lane, policy);
+    const std::uint8_t* table = block + 2 * Codes::kAtomBytes + entry * 4;
+#pragma unroll
+    for (int i = 0; i < kTableWords; ++i) {
+      scales[i] = ptx::StreamLoad32(table + i * 128, policy);
+      if constexpr (kOffsets) offsets[i] = ptx::StreamLoad32(table + kGroups * 32 + i * 128, policy);
+    }
+  }
+  static __device__ __forceinline__ int Entry(int lane) {
+    return kGroups == 1 ? lane / 4 : kGroups == 2 ? lane % 16 : lane;
+  }
+  // (row g, row g + 8) of a table for `group`.
+  static __device__ __forceinline__ float2 Pick(const std::uint32_t (&table)[kTableWords], int group, int g) {
+    if constexpr (kGroups == 1) return UnpackPair<half>(table[0]);
+    return UnpackPair<half>(__shfl_sync(~0u, table[group / 4], group % 4 * 8 + g));
+  }
+};
+
+template <typename T, CodeKind kKind, int kBits, int kGroup, bool kOffsets, int kTokenTiles>
+__global__ void __launch_bounds__(kStreamThreads, 1) StreamKernel(const __grid_constant__ StreamParams p) {
+#if __CUDA_ARCH__ >= 900
+  using Codes = CodesOf<T, kKind, kBits>;
+  using Block = StreamBlock<T, kKind, kBits, kGroup, kOffsets>;
+  constexpr int kDepth = StreamDepth(kBits);
+  constexpr int kGroups = Block::kGroups;
+  constexpr int kGroupSteps = kGroup / 16;
+  constexpr bool kSums = !Codes::kTable;  // a zero point or a shift needs the activations' sums
+  constexpr float kDownLow = 1.0f / (1 << Codes::kExponentLow), kDownHigh = 1.0f / (1 << Codes::kExponentHigh);
+
+  extern __shared__ __align__(1024) char shared[];
+  const std::uint32_t base = ptx::SharedAddress(shared);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int g = lane / 4, t = lane % 4;
+
+  std::uint32_t rank = 0, cluster = 1;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(cluster));
+  if (cluster > 1) rank = ptx::ClusterRank();
+  const int first_tile = blockIdx.x / cluster * p.tiles_per_cluster;
+  const int tiles = min(p.tiles_per_cluster, p.tiles - first_tile);
+
+  // ---- This warp's share: columns [unit0, unit0 + units) of every tile ----
+  const int workers = cluster * kStreamWarps, worker = rank * kStreamWarps + warp;
+  const int unit0 = worker * p.units / workers;
+  const int units = (worker + 1) * p.units / workers - unit0;
+
+  // ---- Start the stream ----
+  ptx::LaunchDependents();
+  const std::uint64_t policy = ptx::EvictFirstPolicy();
+  const int entry = Block::Entry(lane);
+  const std::int64_t tile_step = static_cast<std::int64_t>(p.units) * p.block_bytes;
+  const std::uint8_t* pair_blocks =
+      p.blocks + (static_cast<std::int64_t>(first_tile) * p.units + unit0) * p.block_bytes;
+  Block ring[kDepth][2];
+  const auto load = [&](int slot, const std::uint8_t* at, bool both) {
+    ring[slot][0].Load(at, lane, entry, policy);
+    if (both) ring[slot][1].Load(at + tile_step, lane, entry, policy);
+  };
+#pragma unroll
+  for (int i = 0; i < kDepth; ++i) {
+    if (i < units) load(i, pair_blocks + i * p.block_bytes, tiles > 1);
+  }
+  std::uint32_t lane_table = 0;
+  if constexpr (Codes::kTable) {
+    Codes::FillTable(reinterpret_cast<std::uint32_t*>(shared + p.table_offset), p.table);
+    lane_table = base + p.table_offset + lane * 4;
+  }
+
+  ptx::WaitForPrerequisites();
+
+  // ---- Activations of the block's columns to shared memory, T[m] rows of x_row_bytes, and their sums over each
+  // group, f32[unit][group][8 * kTokenTiles]. A thread takes 8 columns at a time, kGroup / 8 neighbours a group. ----
+  const int block_unit0 = rank * kStreamWarps * p.units / workers;
+  const int block_units = (rank + 1) * kStreamWarps * p.units / workers - block_unit0;
+  float* group_sums = reinterpret_cast<float*>(shared + p.sums_offset);
+  const int row_chunks = block_units * 16;
+  for (int first = 0; first < p.m * row_chunks; first += 4 * kStreamThreads) {
+    uint4 chunk[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int index = first + i * kStreamThreads + threadIdx.x;
+      const int token = index / row_chunks, column = block_unit0 * kUnitColumns + index % row_chunks * 8;
+      chunk[i] = make_uint4(0, 0, 0, 0);
+      if (token < p.m && column < p.k) {
+        chunk[i] = *reinterpret_cast<const uint4*>(p.x + token * p.x_stride + column * 2);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int index = first + i * kStreamThreads + threadIdx.x;
+      const int token = index / row_chunks, in_row = index % row_chunks;
+      if (token < p.m) {
+        *reinterpret_cast<uint4*>(shared + p.x_offset + token * p.x_row_bytes + in_row * 16) = chunk[i];
+      }
+      if constexpr (kSums) {
+        const float2 v0 = UnpackPair<T>(chunk[i].x), v1 = UnpackPair<T>(chunk[i].y);
+        const float2 v2 = UnpackPair<T>(chunk[i].z), v3 = UnpackPair<T>(chunk[i].w);
+        float sum = ((v0.x + v0.y) + (v1.x + v1.y)) + ((v2.x + v2.y) + (v3.x + v3.y));
+#pragma unroll
+        for (int delta = 1; delta < kGroup / 8; delta *= 2) sum += __shfl_xor_sync(~0u, sum, delta);
+        if (token < p.m && in_row % (kGroup / 8) == 0) {
+          group_sums[in_row / (kGroup / 8) * (8 * kTokenTiles) + token] = sum;
+        }
+      }
+    }
+  }
+  // Meanwhile: norms of the inputs, and the residual this thread will add to first.
+  float* rstd = reinterpret_cast<float*>(shared);
+  if (p.norm_in.square_sums != nullptr) {
+    for (int token = warp; token < p.m; token += kStreamWarps) {
+      float sum = 0.0f;
+      for (int i = lane; i < p.norm_in.count; i += 32) sum += p.norm_in.square_sums[token * p.norm_in.count + i];
+#pragma unroll
+      for (int delta = 16; delta > 0; delta /= 2) sum += __shfl_xor_sync(~0u, sum, delta);
+      if (lane == 0) rstd[token] = rsqrtf(sum / p.norm_in.dim + p.norm_in.eps);
+    }
+  }
+  float residual0 = 0.0f, weight0 = 0.0f;
+  if (p.output == Output::kResidual) {
+    const int q = rank + cluster * (threadIdx.x / 16);
+    const int n = (first_tile + q / p.m) * kTileRows + threadIdx.x % 16;
+    if (q < min(p.flush, tiles) * p.m && n < p.n) {
+      residual0 = p.residual[static_cast<std::int64_t>(q % p.m) * p.n + n];
+      if (p.norm_out.normed != nullptr) weight0 = p.norm_out.weight[n];
+    }
+  }
+  __syncthreads();
+  group_sums += (unit0 - block_unit0) * kGroups * kTokenTiles * 8;
+  std::uint32_t x_rows[kTokenTiles];  // ldmatrix addresses: lane l gives row l % 8 of 8 x 8 matrix l / 8
+#pragma unroll
+  for (int i = 0; i < kTokenTiles; ++i) {
+    x_rows[i] = base + p.x_offset + min(i * 8 + lane % 8, p.m - 1) * p.x_row_bytes + (unit0 - block_unit0) * 256 +
+                lane / 8 * 16;
+  }
+
+  // ---- Pairs of tiles ----
+  float* partials = reinterpret_cast<float*>(shared + p.partial_offset);
+  float* exchange = reinterpret_cast<float*>(shared + p.exchange_offset);
+  const float zero_low = -(p.zero + Codes::kShift) * kDownLow, zero_high = -(p.zero + Codes::kShift) * kDownHigh;
+  int flushed = 0, buffer = 0;
+  for (int tile = 0; tile < tiles; tile += 2) {
+    const bool both = tile + 1 < tiles;
+    float acc[2][kTokenTiles][4] = {};
+    for (int unit_base = 0; unit_base < units; unit_base += kDepth) {
+#pragma unroll
+      for (int slot = 0; slot < kDepth; ++slot) {
+        const int unit = unit_base + slot;
+        if (unit >= units) break;
+        Block(&blocks)[2] = ring[slot];
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) {
+          float2 sum[kTokenTiles];
+          float d[2][kTokenTiles][4] = {}, bias[2][2];
+          if constexpr (kSums) {
+#pragma unroll
+            for (int i = 0; i < kTokenTiles; ++i) {
+              sum[i] = *reinterpret_cast<const float2*>(
+                  group_sums + ((unit * kGroups + group) * kTokenTiles + i) * 8 + 2 * t);
+            }
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+              float low = zero_low, high = zero_high;
+              if constexpr (kOffsets) {
+                const float2 offset = Block::Pick(blocks[r].offsets, group, g);
+                if (p.offset == OffsetMode::kZeros) {
+                  low = -(offset.x + Codes::kShift) * kDownLow, high = -(offset.y + Codes::kShift) * kDownHigh;
+                } else {
+                  bias[r][0] = offset.x * kDownLow, bias[r][1] = offset.y * kDownHigh;
+                }
+              }
+#pragma unroll
+              for (int i = 0; i < kTokenTiles; ++i) {
+                d[r][i][0] = low * sum[i].x, d[r][i][1] = low * sum[i].y;
+                d[r][i][2] = high * sum[i].x, d[r][i][3] = high * sum[i].y;
+              }
+            }
+          }
+#pragma unroll
+          for (int i = 0; i < kGroupSteps; i += 2) {  // 32 columns an operand load; half of it for groups of 16
+            const int step = group * kGroupSteps + i;
+            std::uint32_t b[kTokenTiles][4];
+#pragma unroll
+            for (int j = 0; j < kTokenTiles; ++j) {
+              ptx::LoadMatrix4(b[j], x_rows[j] + unit * 256 + step / 2 * 64);
+            }
+#pragma unroll
+            for (int half_step = 0; half_step < (kGroupSteps > 1 ? 2 : 1); ++half_step) {
+              const int at = step + half_step, which = at % 2;
+#pragma unroll
+              for (int r = 0; r < 2; ++r) {
+                std::uint32_t a[4];
+                blocks[r].codes[at / 4].Fragment(at % 4, lane_table, a);
+#pragma unroll
+                for (int j = 0; j < kTokenTiles; ++j) ptx::Mma<T>(d[r][j], a, b[j][2 * which], b[j][2 * which + 1]);
+              }
+            }
+          }
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            const float2 scale = Block::Pick(blocks[r].scales, group, g);
+#pragma unroll
+            for (int i = 0; i < kTokenTiles; ++i) {
+              acc[r][i][0] = fmaf(scale.x, d[r][i][0], acc[r][i][0]);
+              acc[r][i][1] = fmaf(scale.x, d[r][i][1], acc[r][i][1]);
+              acc[r][i][2] = fmaf(scale.y, d[r][i][2], acc[r][i][2]);
+              acc[r][i][3] = fmaf(scale.y, d[r][i][3], acc[r][i][3]);
+              if constexpr (kOffsets) {
+                if (p.offset == OffsetMode::kBias) {
+                  acc[r][i][0] = fmaf(bias[r][0], sum[i].x, acc[r][i][0]);
+                  acc[r][i][1] = fmaf(bias[r][0], sum[i].y, acc[r][i][1]);
+                  acc[r][i][2] = fmaf(bias[r][1], sum[i].x, acc[r][i][2]);
+                  acc[r][i][3] = fmaf(bias[r][1], sum[i].y, acc[r][i][3]);
+                }
+              }
+            }
+          }
+        }
+        // What comes after these blocks in the slot: of this pair of tiles, or of the next.
+        if (unit + kDepth < units) {
+          load(slot, pair_blocks + (unit + kDepth) * p.block_bytes, both);
+        } else if (tile + 2 < tiles) {
+          load(slot, pair_blocks + 2 * tile_step + slot * p.block_bytes, tile + 3 < tiles);
+        }
+      }
+    }
+    pair_blocks += 2 * tile_step;
+
+    // ---- Partial sums of the pair: [tile][warp][token][row] ----
+    float* partial =
+        partials + buffer * p.buffer_floats + ((tile - flushed) * kStreamWarps + warp) * p.m * kPartialStride + g;
+    constexpr float kUpLow = 1 << Codes::kExponentLow, kUpHigh = 1 << Codes::kExponentHigh;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (r == 1 && !both) break;
+#pragma unroll
+      for (int i = 0; i < kTokenTiles; ++i) {
+        const int token = i * 8 + 2 * t;
+        if (token < p.m) {
+          partial[token * kPartialStride] = acc[r][i][0] * kUpLow;
+          partial[token * kPartialStride + 8] = acc[r][i][2] * kUpHigh;
+        }
+        if (token + 1 < p.m) {
+          partial[(token + 1) * kPartialStride] = acc[r][i][1] * kUpLow;
+          partial[(token + 1) * kPartialStride + 8] = acc[r][i][3] * kUpHigh;
+        }
+      }
+      partial += kStreamWarps * p.m * kPartialStride;
+    }
+    const int done = min(tile + 2, tiles);
+    if (done - flushed == p.flush || done == tiles) {
+      FlushTiles<T>(p, partials + buffer * p.buffer_floats, exchange + buffer * p.flush * p.m * 16, rstd,
+                    first_tile + flushed, done - flushed, rank, cluster, residual0, weight0);
+      flushed = done;
+      buffer ^= 1;
+    }
+  }
+  if (cluster > 1) ptx::ClusterSync();  // others may still read this block's sums
+#endif
+}
+
+// ---- Launch ----
+
+struct StreamGeometry {
+  StreamParams params;
+  int blocks, cluster, shared_bytes;
+};
+
+template <typename T, CodeKind kKind, int kBits, int kGroup, bool kOffsets, int kTokenTiles>
+cudaError_t LaunchStream(const StreamGeometry& geometry, bool dependent, cudaStream_t stream) {
+  const auto kernel = StreamKernel<T, kKind, kBits, kGroup, kOffsets, kTokenTiles>;
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, geometry.shared_bytes);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attributes[2];
+  int count = 0;
+  if (dependent) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (geometry.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = geometry.cluster;
+    attributes[count].val.clusterDim.y = 1;
+    attributes[count++].val.clusterDim.z = 1;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(geometry.blocks);
+  config.blockDim = dim3(kStreamThreads);
+  config.dynamicSmemBytes = geometry.shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = count;
+  return cudaLaunchKernelEx(&config, kernel, geometry.params);
+}
+
+// One file an encoding family defines these; null when it has no such group. `offsets`: tables of zeros or biases.
+using StreamLauncher = cudaError_t (*)(const StreamGeometry&, bool dependent, cudaStream_t);
+StreamLauncher FindStreamInt4(DType dtype, int group, bool offsets, int token_tiles);
+StreamLauncher FindStreamInt8(DType dtype, int group, bool offsets, int token_tiles);
+StreamLauncher FindStreamPlanes(DType dtype, int bits, int group, bool offsets, int token_tiles);
+StreamLauncher FindStreamCodebook(DType dtype, int group, int token_tiles);
+
+template <typename T, CodeKind kKind, int kBits, int kGroup, bool kOffsets>
+StreamLauncher StreamByTokens(int token_tiles) {
+  if (token_tiles == 1) return LaunchStream<T, kKind, kBits, kGroup, kOffsets, 1>;
+  return LaunchStream<T, kKind, kBits, kGroup, kOffsets, 2>;
+}
+
+template <typename T, int kBits, int kGroup>
+StreamLauncher StreamByOffsets(bool offsets, int token_tiles) {
+  if (offsets) return StreamByTokens<T, CodeKind::kInteger, kBits, kGroup, true>(token_tiles);
+  return StreamByTokens<T, CodeKind::kInteger, kBits, kGroup, false>(token_tiles);
+}
+
+}  // namespace nibble::cuda

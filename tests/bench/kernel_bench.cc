@@ -1,0 +1,373 @@
+// Times the quantized products beside cuBLAS fp16 in the same run, and the chain of a layer's four products.
+//
+//   kernel_bench products [--encodings int4,int8,...] [--m 1,2,...]   one CSV row a (shape, m, encoding)
+//   kernel_bench plans                                               every cut of the streamed product
+//   kernel_bench chain                                               Llama-3-8B, 32 layers, one graph
+//   kernel_bench once [--encodings int4] [--m 1]                     each product twice, for a profiler
+//
+// Weights are rotated over more memory than the L2 holds; inputs are random.
+#include <cublas_v2.h>
+
+#include <cstring>
+#include <functional>
+#include <map>
+#include <sstream>
+#include <string>
+
+#include "kernels/cuda/ops.h"
+#include "tests/bench/timing.h"
+#include "tests/kernels/cuda/check.h"
+
+namespace nibble::cuda::bench {
+namespace {
+
+using test::DeviceArray;
+using test::RandomFloats;
+using test::RandomHalves;
+
+constexpr std::int64_t kRotation = 400LL << 20;  // bytes of weights walked through between two uses
+
+struct Shape {
+  const char* name;
+  int n, k;
+  bool glu;
+};
+constexpr Shape kLlama8B[] = {{"qkv", 6144, 4096, false}, {"o", 4096, 4096, false}, {"gate_up", 28672, 4096, true},
+                              {"down", 4096, 14336, false}};
+
+struct Encoding {
+  const char* name;
+  CodeKind kind;
+  int bits, group;
+  OffsetMode offset;
+};
+constexpr Encoding kEncodings[] = {{"int4", CodeKind::kInteger, 4, 128, OffsetMode::kConstant},
+                                   {"int4-zeros", CodeKind::kInteger, 4, 128, OffsetMode::kZeros},
+                                   {"int4-g32-bias", CodeKind::kInteger, 4, 32, OffsetMode::kBias},
+                                   {"int8", CodeKind::kInteger, 8, 128, OffsetMode::kConstant},
+                                   {"int8-g32", CodeKind::kInteger, 8, 32, OffsetMode::kConstant},
+                                   {"int6-g16", CodeKind::kInteger, 6, 16, OffsetMode::kConstant},
+                                   {"int5-g32-bias", CodeKind::kInteger, 5, 32, OffsetMode::kBias},
+                                   {"int3", CodeKind::kInteger, 3, 128, OffsetMode::kConstant},
+                                   {"int2", CodeKind::kInteger, 2, 128, OffsetMode::kConstant},
+                                   {"nf4", CodeKind::kCodebook, 4, 64, OffsetMode::kConstant}};
+
+// Random blocks: codes are random bytes, scales about +-0.07 / 2^bits, so that products stay of order one.
+class Weights {
+ public:
+  Weights(const Shape& shape, const Encoding& e, int copies, std::mt19937& rng) {
+    matrix_.shape = {shape.n, shape.k, e.kind, e.bits, e.group, e.offset};
+    matrix_.zero = 1 << (e.bits - 1);
+    for (int i = 0; i < 16; ++i) matrix_.table[i] = i - 7.5f;
+    const std::int64_t row_bytes = (static_cast<std::int64_t>(shape.k) * e.bits + 7) / 8;
+    const std::int64_t groups = shape.k / e.group;
+    std::vector<std::uint8_t> codes(row_bytes * shape.n);
+    for (std::size_t i = 0; i + 4 <= codes.size(); i += 4) {
+      const auto word = static_cast<std::uint32_t>(rng());
+      std::memcpy(codes.data() + i, &word, 4);
+    }
+    std::vector<float> scales(shape.n * groups), offsets(scales.size());
+    const float step = 0.07f / (1 << e.bits);
+    for (auto& s : scales) s = step * (0.75f + 0.5f * (rng() & 1023) / 1024) * (rng() & 1 ? 1 : -1);
+    for (std::size_t i = 0; i < scales.size(); ++i) {
+      offsets[i] = e.offset == OffsetMode::kBias ? -scales[i] * matrix_.zero : matrix_.zero;
+    }
+    const DeviceArray<std::uint8_t> d_codes(codes);
+    const DeviceArray<float> d_scales(scales), d_offsets(offsets);
+    const RowSource source{d_codes.get(), row_bytes, d_scales.get(), d_offsets.get(), e.group, groups, 0, shape.glu};
+    blocks_ = DeviceArray<std::uint8_t>(matrix_.shape.Bytes() * copies);
+    NIBBLE_CUDA_OK(PackBlocks(matrix_.shape, source, blocks_.get(), nullptr));
+    for (int i = 1; i < copies; ++i) {
+      NIBBLE_CUDA_OK(cudaMemcpy(blocks_.get() + i * matrix_.shape.Bytes(), blocks_.get(), matrix_.shape.Bytes(),
+                                cudaMemcpyDeviceToDevice));
+    }
+    NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+  }
+  PackedMatrix At(int copy) const {
+    PackedMatrix matrix = matrix_;
+    matrix.blocks = blocks_.get() + copy * matrix_.shape.Bytes();
+    return matrix;
+  }
+  std::int64_t bytes() const { return matrix_.shape.Bytes(); }
+
+ private:
+  PackedMatrix matrix_;
+  DeviceArray<std::uint8_t> blocks_;
+};
+
+// Microseconds a product of cuBLAS fp16.
+double TimeCublas(cublasHandle_t cublas, const Shape& shape, int m, const DeviceArray<std::uint16_t>& w, int copies,
+                  const DeviceArray<std::uint16_t>& x, const DeviceArray<std::uint16_t>& out, int launches) {
+  const float one = 1.0f, zero = 0.0f;
+  return MedianReplay([&](cudaStream_t stream) {
+           cublasSetStream(cublas, stream);
+           for (int i = 0; i < launches; ++i) {
+             const std::uint16_t* weights = w.get() + static_cast<std::int64_t>(i % copies) * shape.n * shape.k;
+             if (cublasGemmEx(cublas, CUBLAS_OP_T, CUBLAS_OP_N, shape.n, m, shape.k, &one, weights, CUDA_R_16F,
+                              shape.k, x.get(), CUDA_R_16F, shape.k, &zero, out.get(), CUDA_R_16F, shape.n,
+                              CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS) {
+               std::printf("cublasGemmEx failed\n");
+               std::exit(1);
+             }
+           }
+         }) /
+         launches;
+}
+
+ProductArgs Args(const Shape& shape, int m, const DeviceArray<std::uint16_t>& x, const DeviceArray<std::uint16_t>& out) {
+  ProductArgs args;
+  args.x = x.get();
+  args.ldx = shape.k;
+  args.m = m;
+  args.output = shape.glu ? Output::kGlu : Output::kStore;
+  args.out = out.get();
+  args.ldo = shape.glu ? shape.n / 2 : shape.n;
+  return args;
+}
+
+std::vector<std::string> Split(const std::string& text) {
+  std::vector<std::string> parts;
+  std::stringstream stream(text);
+  for (std::string part; std::getline(stream, part, ',');) parts.push_back(part);
+  return parts;
+}
+
+void Products(const std::string& encodings, const std::vector<int>& tokens) {
+  cublasHandle_t cublas;
+  cublasCreate(&cublas);
+  DeviceArray<std::uint8_t> workspace(64 << 20);
+  cublasSetWorkspace(cublas, workspace.get(), workspace.size());
+  std::mt19937 rng(1);
+  const int max_m = *std::max_element(tokens.begin(), tokens.end());
+  std::map<std::pair<std::string, int>, double> dense;
+  std::printf("shape,n,k,encoding,m,us,cublas_fp16_us,speedup,weight_TBps\n");
+  for (const Shape& shape : kLlama8B) {
+    const DeviceArray<std::uint16_t> x(RandomHalves(static_cast<std::int64_t>(max_m) * shape.k, DType::kF16, rng));
+    const DeviceArray<std::uint16_t> out(static_cast<std::int64_t>(max_m) * shape.n);
+    {
+      const std::int64_t size = static_cast<std::int64_t>(shape.n) * shape.k;
+      const int copies = static_cast<int>(kRotation / (size * 2) + 1);
+      const std::vector<std::uint16_t> one = RandomHalves(size, DType::kF16, rng, 0.02f);
+      DeviceArray<std::uint16_t> w(size * copies);
+      for (int i = 0; i < copies; ++i) {
+        NIBBLE_CUDA_OK(cudaMemcpy(w.get() + i * size, one.data(), size * 2, cudaMemcpyHostToDevice));
+      }
+      for (int m : tokens) {
+        dense[{shape.name, m}] = TimeCublas(cublas, shape, m, w, copies, x, out, std::max(copies, m > 256 ? 8 : 24));
+      }
+    }
+    for (const Encoding& e : kEncodings) {
+      bool wanted = false;
+      for (const std::string& name : Split(encodings)) wanted |= name == e.name;
+      if (!wanted) continue;
+      const PackedShape packed{shape.n, shape.k, e.kind, e.bits, e.group, e.offset};
+      const int copies = static_cast<int>(kRotation / packed.Bytes() + 1);
+      const Weights w(shape, e, copies, rng);
+      for (int m : tokens) {
+        const int launches = std::max(copies, m > 256 ? 8 : 24);
+        const double us = MedianReplay([&](cudaStream_t stream) {
+                            for (int i = 0; i < launches; ++i) {
+                              ProductArgs args = Args(shape, m, x, out);
+                              args.w = w.At(i % copies);
+                              args.dependent = i > 0;
+                              NIBBLE_CUDA_OK(StreamProduct(args, stream));
+                            }
+                          }) /
+                          launches;
+        const double reference = dense[{shape.name, m}];
+        std::printf("%s,%d,%d,%s,%d,%.2f,%.2f,%.2f,%.2f\n", shape.name, shape.n, shape.k, e.name, m, us, reference,
+                    reference / us, w.bytes() / us * 1e-6);
+        std::fflush(stdout);
+      }
+    }
+  }
+  cublasDestroy(cublas);
+}
+
+void Plans(const std::vector<int>& tokens) {
+  std::mt19937 rng(1);
+  std::printf("shape,m,cluster,us\n");
+  for (const Shape& shape : kLlama8B) {
+    const DeviceArray<std::uint16_t> x(RandomHalves(64LL * shape.k, DType::kF16, rng));
+    const DeviceArray<std::uint16_t> out(64LL * shape.n);
+    const Encoding& e = kEncodings[0];
+    const PackedShape packed{shape.n, shape.k, e.kind, e.bits, e.group, e.offset};
+    const int copies = static_cast<int>(kRotation / packed.Bytes() + 1);
+    const Weights w(shape, e, copies, rng);
+    for (int m : tokens) {
+      {
+        for (int cluster : {1, 2, 4}) {
+          bool fits = true;
+          const int launches = std::max(copies, 24);
+          const double us = MedianReplay([&](cudaStream_t stream) {
+                              for (int i = 0; i < launches; ++i) {
+                                ProductArgs args = Args(shape, m, x, out);
+                                args.w = w.At(i % copies);
+                                args.dependent = i > 0;
+                                fits &= StreamProduct(args, stream, {cluster}) == cudaSuccess;
+                              }
+                            }) /
+                            launches;
+          cudaGetLastError();
+          if (!fits) continue;
+          std::printf("%s,%d,%d,%.2f\n", shape.name, m, cluster, us);
+          std::fflush(stdout);
+        }
+      }
+    }
+  }
+}
+
+// Each product once on cold weights, for a profiler.
+void Once(const std::string& encoding, const std::vector<int>& tokens) {
+  std::mt19937 rng(1);
+  for (const Shape& shape : kLlama8B) {
+    for (const Encoding& e : kEncodings) {
+      if (encoding != e.name) continue;
+      const Weights w(shape, e, 2, rng);
+      for (int m : tokens) {
+        const DeviceArray<std::uint16_t> x(RandomHalves(static_cast<std::int64_t>(m) * shape.k, DType::kF16, rng));
+        const DeviceArray<std::uint16_t> out(static_cast<std::int64_t>(m) * shape.n);
+        ProductArgs args = Args(shape, m, x, out);
+        args.dependent = false;
+        for (int i = 0; i < 2; ++i) {
+          args.w = w.At(i);
+          NIBBLE_CUDA_OK(StreamProduct(args, nullptr));
+        }
+        NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+      }
+    }
+  }
+}
+
+// One decode step's products of Llama-3-8B: 32 layers of qkv, o, gate_up, down with norms, residual adds and
+// SiLU * mul, every layer its own weights. Checks that every replay gives the same bits, and that they are the
+// bits of launches one by one without dependent launch.
+void Chain(const std::string& encoding, const std::vector<int>& tokens) {
+  constexpr int kLayers = 32, kHidden = 4096, kFfn = 14336, kQkv = 6144;
+  std::mt19937 rng(1);
+  const Encoding* e = nullptr;
+  for (const Encoding& candidate : kEncodings) {
+    if (encoding == candidate.name) e = &candidate;
+  }
+  std::vector<Weights> weights;
+  std::int64_t layer_bytes = 0;
+  for (const Shape& shape : kLlama8B) {
+    weights.emplace_back(shape, *e, kLayers, rng);
+    layer_bytes += weights.back().bytes();
+  }
+  const DeviceArray<float> norm(std::vector<float>(kHidden, 1.0f));
+  std::printf("chain,encoding,m,us_a_layer,TBps,bits\n");
+  for (int m : tokens) {
+    std::vector<float> start = RandomFloats(m * kHidden, rng), squares(m * kHidden / 16, 0.0f);
+    std::vector<std::uint16_t> start_normed(start.size());
+    for (std::size_t i = 0; i < start.size(); ++i) {
+      squares[i / 16] += start[i] * start[i];
+      start_normed[i] = F32ToF16(start[i]);
+    }
+    const DeviceArray<float> d_start(start), d_start_squares(squares);
+    const DeviceArray<std::uint16_t> d_start_normed(start_normed);
+    DeviceArray<float> residual(m * kHidden), sums(m * kHidden / 16);
+    DeviceArray<std::uint16_t> normed(m * kHidden), qkv(m * kQkv), glu(m * kFfn);
+    const auto enqueue = [&](cudaStream_t stream, bool dependent) {
+      cudaMemcpyAsync(residual.get(), d_start.get(), start.size() * 4, cudaMemcpyDeviceToDevice, stream);
+      cudaMemcpyAsync(sums.get(), d_start_squares.get(), squares.size() * 4, cudaMemcpyDeviceToDevice, stream);
+      cudaMemcpyAsync(normed.get(), d_start_normed.get(), start.size() * 2, cudaMemcpyDeviceToDevice, stream);
+      for (int layer = 0; layer < kLayers; ++layer) {
+        ProductArgs args;
+        args.m = m;
+        args.x = normed.get();
+        args.ldx = kHidden;
+        args.norm_in = {sums.get(), kHidden / 16, kHidden, 1e-5f};
+        args.w = weights[0].At(layer);
+        args.out = qkv.get();
+        args.ldo = kQkv;
+        args.dependent = dependent && layer > 0;
+        NIBBLE_CUDA_OK(StreamProduct(args, stream));
+
+        args = {};
+        args.m = m;
+        args.x = qkv.get();
+        args.ldx = kQkv;
+        args.w = weights[1].At(layer);
+        args.output = Output::kResidual;
+        args.residual = residual.get();
+        args.norm_out = {norm.get(), normed.get(), sums.get()};
+        args.dependent = dependent;
+        NIBBLE_CUDA_OK(StreamProduct(args, stream));
+
+        args = {};
+        args.m = m;
+        args.x = normed.get();
+        args.ldx = kHidden;
+        args.norm_in = {sums.get(), kHidden / 16, kHidden, 1e-5f};
+        args.w = weights[2].At(layer);
+        args.output = Output::kGlu;
+        args.out = glu.get();
+        args.ldo = kFfn;
+        args.dependent = dependent;
+        NIBBLE_CUDA_OK(StreamProduct(args, stream));
+
+        args = {};
+        args.m = m;
+        args.x = glu.get();
+        args.ldx = kFfn;
+        args.w = weights[3].At(layer);
+        args.output = Output::kResidual;
+        args.residual = residual.get();
+        args.norm_out = {norm.get(), normed.get(), sums.get()};
+        args.dependent = dependent;
+        NIBBLE_CUDA_OK(StreamProduct(args, stream));
+      }
+    };
+    enqueue(nullptr, false);
+    NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+    const std::vector<float> expected = residual.Host();
+    int wrong = 0, not_finite = 0;
+    for (float v : expected) not_finite += !std::isfinite(v);
+    const double us = MedianReplay([&](cudaStream_t stream) { enqueue(stream, true); }, 25);
+    for (int i = 0; i < 40; ++i) {  // replays compared bit by bit; launched, not captured, every other time
+      if (i % 2 == 0) {
+        MedianReplay([&](cudaStream_t stream) { enqueue(stream, true); }, 3);
+      } else {
+        enqueue(nullptr, true);
+        NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+      }
+      const std::vector<float> again = residual.Host();
+      wrong += std::memcmp(again.data(), expected.data(), again.size() * 4) != 0;
+    }
+    std::printf("chain,%s,%d,%.2f,%.2f,%s (%d of 40 differ, %d not finite)\n", e->name, m, us / kLayers,
+                layer_bytes / (us / kLayers) * 1e-6, wrong == 0 && not_finite == 0 ? "equal" : "WRONG", wrong,
+                not_finite);
+    std::fflush(stdout);
+  }
+}
+
+}  // namespace
+}  // namespace nibble::cuda::bench
+
+int main(int argc, char** argv) {
+  using namespace nibble::cuda::bench;
+  std::string mode = argc > 1 ? argv[1] : "", encodings = "int4", m;
+  for (int i = 2; i + 1 < argc; i += 2) {
+    if (std::strcmp(argv[i], "--encodings") == 0) encodings = argv[i + 1];
+    if (std::strcmp(argv[i], "--m") == 0) m = argv[i + 1];
+  }
+  const auto tokens = [&](const char* otherwise) {
+    std::vector<int> values;
+    for (const std::string& part : Split(m.empty() ? otherwise : m)) values.push_back(std::stoi(part));
+    return values;
+  };
+  cudaDeviceProp properties;
+  NIBBLE_CUDA_OK(cudaGetDeviceProperties(&properties, 0));
+  std::printf("# %s, %d SMs\n", properties.name, properties.multiProcessorCount);
+  if (mode == "products") Products(encodings, tokens("1,2,4,8,16,32,64,128,256"));
+  else if (mode == "plans") Plans(tokens("1,4,8,16"));
+  else if (mode == "chain") Chain(encodings, tokens("1,2,4,8,16"));
+  else if (mode == "once") Once(encodings, tokens("1"));
+  else {
+    std::printf("usage: kernel_bench products|plans|chain|once [--encodings a,b] [--m 1,2]\n");
+    return 64;
+  }
+  return 0;
+}

@@ -1,0 +1,233 @@
+// Packing and the quantized products against plain loops over the exact weights.
+#include <numeric>
+
+#include "tests/kernels/cuda/packed.h"
+
+namespace nibble::cuda::test {
+namespace {
+
+struct Encoding {
+  const char* name;
+  CodeKind kind;
+  int bits, group, file_group;
+  OffsetMode offset;
+};
+
+constexpr Encoding kEncodings[] = {
+    {"int4 g128", CodeKind::kInteger, 4, 128, 128, OffsetMode::kConstant},
+    {"int4 g128 zeros", CodeKind::kInteger, 4, 128, 128, OffsetMode::kZeros},
+    {"int4 g128 of 256", CodeKind::kInteger, 4, 128, 256, OffsetMode::kConstant},
+    {"int4 g64", CodeKind::kInteger, 4, 64, 64, OffsetMode::kConstant},
+    {"int4 g32 bias", CodeKind::kInteger, 4, 32, 32, OffsetMode::kBias},
+    {"int4 g16 zeros", CodeKind::kInteger, 4, 16, 16, OffsetMode::kZeros},
+    {"int8 g128", CodeKind::kInteger, 8, 128, 128, OffsetMode::kConstant},
+    {"int8 g32", CodeKind::kInteger, 8, 32, 32, OffsetMode::kConstant},
+    {"int2 g128 zeros", CodeKind::kInteger, 2, 128, 128, OffsetMode::kZeros},
+    {"int2 g16 bias", CodeKind::kInteger, 2, 16, 16, OffsetMode::kBias},
+    {"int3 g128", CodeKind::kInteger, 3, 128, 128, OffsetMode::kConstant},
+    {"int3 g16", CodeKind::kInteger, 3, 16, 16, OffsetMode::kConstant},
+    {"int5 g32 bias", CodeKind::kInteger, 5, 32, 32, OffsetMode::kBias},
+    {"int6 g16", CodeKind::kInteger, 6, 16, 16, OffsetMode::kConstant},
+    {"codebook g64", CodeKind::kCodebook, 4, 64, 64, OffsetMode::kConstant},
+    {"codebook g32", CodeKind::kCodebook, 4, 32, 32, OffsetMode::kConstant},
+};
+
+std::string Name(const Encoding& e, DType dtype, std::int64_t n, std::int64_t k, int m) {
+  return std::string(e.name) + (dtype == DType::kF16 ? " f16" : " bf16") + " n=" + std::to_string(n) +
+         " k=" + std::to_string(k) + " m=" + std::to_string(m);
+}
+
+// x * w^T in f64.
+std::vector<float> Reference(const std::vector<float>& x, const std::vector<float>& w, int m, std::int64_t n,
+                             std::int64_t k) {
+  std::vector<float> out(m * n);
+  ParallelFor(n, [&](std::int64_t row) {
+    for (int token = 0; token < m; ++token) {
+      double sum = 0;
+      for (std::int64_t i = 0; i < k; ++i) sum += double{x[token * k + i]} * w[row * k + i];
+      out[token * n + row] = static_cast<float>(sum);
+    }
+  });
+  return out;
+}
+
+void TestEncoding(Counter& counter, const Encoding& e, std::mt19937& rng) {
+  struct Size {
+    int n, k;
+    std::vector<int> tokens;
+  };
+  const Size sizes[] = {{40, 136, {1, 9}}, {576, 1536, {1, 3, 8, 17}}, {1040, 4096, {1, 2, 7, 16, 32, 33}},
+                        {272, 14336, {1, 8, 16, 31}}};
+  for (const Size& size : sizes) {
+    const PackedShape shape{size.n, size.k, e.kind, e.bits, e.group, e.offset};
+    const TestMatrix w = RandomMatrix(shape, e.file_group, false, rng);
+    // Unpacking proves the packing; dense values are rounded to f16.
+    DeviceArray<std::uint16_t> dense(shape.n * shape.k);
+    NIBBLE_CUDA_OK(DequantizePacked(w.packed, DType::kF16, dense.get(), nullptr));
+    counter.Near(std::string("unpack ") + Name(e, DType::kF16, size.n, size.k, 0), DecodeAll(dense.Host(), DType::kF16),
+                 w.values, 3e-4);
+    for (DType dtype : {DType::kF16, DType::kBF16}) {
+      for (int m : size.tokens) {
+        const std::vector<std::uint16_t> x = RandomHalves(m * size.k, dtype, rng);
+        const DeviceArray<std::uint16_t> d_x(x);
+        DeviceArray<float> out(m * size.n);
+        ProductArgs args;
+        args.w = w.packed;
+        args.dtype = dtype;
+        args.x = d_x.get();
+        args.ldx = size.k;
+        args.m = m;
+        args.output = Output::kStoreF32;
+        args.out = out.get();
+        args.ldo = size.n;
+        args.dependent = false;
+        NIBBLE_CUDA_OK(StreamProduct(args, nullptr));
+        NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+        counter.Near(Name(e, dtype, size.n, size.k, m), out.Host(),
+                     Reference(DecodeAll(x, dtype), w.values, m, size.n, size.k), 5e-5);
+      }
+    }
+  }
+}
+
+// Every way to cut the same product gives the same answer.
+void TestPlans(Counter& counter, std::mt19937& rng) {
+  const PackedShape shape{2064, 4096, CodeKind::kInteger, 4, 128, OffsetMode::kConstant};
+  const TestMatrix w = RandomMatrix(shape, 128, false, rng);
+  for (int m : {1, 8, 13, 27}) {
+    const std::vector<std::uint16_t> x = RandomHalves(m * shape.k, DType::kF16, rng);
+    const DeviceArray<std::uint16_t> d_x(x);
+    const std::vector<float> expected = Reference(DecodeAll(x, DType::kF16), w.values, m, shape.n, shape.k);
+    {
+      for (int cluster : {1, 2, 4, 8}) {
+        DeviceArray<float> out(m * shape.n);
+        ProductArgs args;
+        args.w = w.packed;
+        args.x = d_x.get();
+        args.ldx = shape.k;
+        args.m = m;
+        args.output = Output::kStoreF32;
+        args.out = out.get();
+        args.ldo = shape.n;
+        args.dependent = false;
+        NIBBLE_CUDA_OK(StreamProduct(args, nullptr, {cluster}));
+        NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+        counter.Near("plan m=" + std::to_string(m) +
+                         " cluster=" + std::to_string(cluster),
+                     out.Host(), expected, 5e-5);
+      }
+    }
+  }
+}
+
+void TestEpilogues(Counter& counter, std::mt19937& rng) {
+  const float eps = 1e-5f;
+  for (DType dtype : {DType::kF16, DType::kBF16}) {
+    const double limit = dtype == DType::kF16 ? 6e-4 : 5e-3;
+    for (int m : {1, 5, 8, 20, 32}) {
+      const std::string suffix = std::string(dtype == DType::kF16 ? " f16" : " bf16") + " m=" + std::to_string(m);
+      const int k = 1024, n = 4160;
+      const PackedShape shape{n, k, CodeKind::kInteger, 4, 128, OffsetMode::kConstant};
+      const std::vector<std::uint16_t> x = RandomHalves(m * k, dtype, rng);
+      const std::vector<float> xf = DecodeAll(x, dtype);
+      const DeviceArray<std::uint16_t> d_x(x);
+      // Sums of squares as if the activations were normed by them.
+      const int count = k / 16;
+      std::vector<float> squares(m * count);
+      std::vector<float> rstd(m);
+      for (int token = 0; token < m; ++token) {
+        double sum = 0;
+        for (int i = 0; i < count; ++i) {
+          squares[token * count + i] = std::uniform_real_distribution<float>(1, 20)(rng);
+          sum += squares[token * count + i];
+        }
+        rstd[token] = static_cast<float>(1 / std::sqrt(sum / k + eps));
+      }
+      const DeviceArray<float> d_squares(squares);
+      const std::vector<float> bias = RandomFloats(n, rng);
+      const DeviceArray<float> d_bias(bias);
+      ProductArgs args;
+      args.dtype = dtype;
+      args.x = d_x.get();
+      args.ldx = k;
+      args.m = m;
+      args.dependent = false;
+      {  // norm, bias, store
+        const TestMatrix w = RandomMatrix(shape, 128, false, rng);
+        std::vector<float> expected = Reference(xf, w.values, m, n, k);
+        for (int i = 0; i < m * n; ++i) expected[i] = expected[i] * rstd[i / n] + bias[i % n];
+        DeviceArray<std::uint16_t> out(m * n);
+        args.w = w.packed;
+        args.norm_in = {d_squares.get(), count, k, eps};
+        args.bias = d_bias.get();
+        args.out = out.get();
+        args.ldo = n;
+        NIBBLE_CUDA_OK(StreamProduct(args, nullptr));
+        NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+        counter.Near("norm + bias" + suffix, DecodeAll(out.Host(), dtype), expected, limit);
+      }
+      args.bias = nullptr;
+      {  // gate and up
+        const TestMatrix w = RandomMatrix(shape, 128, true, rng);
+        const std::vector<float> both = Reference(xf, w.values, m, n, k);
+        for (Gate gate : {Gate::kSilu, Gate::kGeluTanh}) {
+          std::vector<float> expected(m * n / 2);
+          for (int i = 0; i < m * n / 2; ++i) {
+            const int token = i / (n / 2), column = i % (n / 2);
+            const float v = both[token * n + column] * rstd[token], up = both[token * n + n / 2 + column] * rstd[token];
+            const float act = gate == Gate::kSilu
+                                  ? v / (1 + std::exp(-v))
+                                  : 0.5f * v * (1 + std::tanh(0.7978845608f * (v + 0.044715f * v * v * v)));
+            expected[i] = act * up;
+          }
+          DeviceArray<std::uint16_t> out(m * n / 2);
+          args.w = w.packed;
+          args.output = Output::kGlu;
+          args.gate = gate;
+          args.out = out.get();
+          args.ldo = n / 2;
+          NIBBLE_CUDA_OK(StreamProduct(args, nullptr));
+          NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+          counter.Near(std::string(gate == Gate::kSilu ? "silu" : "gelu") + suffix, DecodeAll(out.Host(), dtype),
+                       expected, limit);
+        }
+      }
+      args.norm_in = {};
+      {  // residual and the next norm
+        const TestMatrix w = RandomMatrix(shape, 128, false, rng);
+        std::vector<float> residual = RandomFloats(m * n, rng);
+        const std::vector<float> weight = RandomFloats(n, rng);
+        DeviceArray<float> d_residual(residual), d_sums(m * n / 16);
+        const DeviceArray<float> d_weight(weight);
+        DeviceArray<std::uint16_t> normed(m * n);
+        const std::vector<float> product = Reference(xf, w.values, m, n, k);
+        std::vector<float> expected(m * n), sums(m * n / 16, 0.0f);
+        for (int i = 0; i < m * n; ++i) {
+          residual[i] += product[i];
+          expected[i] = residual[i] * weight[i % n];
+          sums[i / 16] += residual[i] * residual[i];
+        }
+        args.w = w.packed;
+        args.output = Output::kResidual;
+        args.residual = d_residual.get();
+        args.norm_out = {d_weight.get(), normed.get(), d_sums.get()};
+        NIBBLE_CUDA_OK(StreamProduct(args, nullptr));
+        NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+        counter.Near("residual" + suffix, d_residual.Host(), residual, 1e-5);
+        counter.Near("next norm" + suffix, DecodeAll(normed.Host(), dtype), expected, limit);
+        counter.Near("sums of squares" + suffix, d_sums.Host(), sums, 1e-5);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void TestProducts(Counter& counter) {
+  std::mt19937 rng(1);
+  TestEpilogues(counter, rng);
+  TestPlans(counter, rng);
+  for (const Encoding& encoding : kEncodings) TestEncoding(counter, encoding, rng);
+}
+
+}  // namespace nibble::cuda::test
