@@ -141,8 +141,7 @@ bool Engine::Turn() {
   return launched || collected;
 }
 
-// --- the life of a request
-// ---------------------------------------------------------------------------------------
+// --- the life of a request ---
 
 void Engine::TakeSubmissions() {
   SubmitQueue::Taken taken = queue_->Take();
@@ -279,8 +278,7 @@ void Engine::Fail(const absl::Status& error) {
   if (options_.on_device_lost) options_.on_device_lost(error);
 }
 
-// --- steps
-// -------------------------------------------------------------------------------------------------------
+// --- steps ---
 
 absl::Status Engine::LaunchStep(Batch batch) {
   RETURN_IF_ERROR(runner_->Launch(builder_.Build(batch)));

@@ -135,6 +135,13 @@ absl::StatusOr<std::shared_ptr<Backend>> OpenDevices::Get(const BackendOptions& 
   return backend;
 }
 
+absl::Status WithLoadReason(const absl::Status& status) {
+  if (status.ok() || !ReasonOf(status).empty()) return status;
+  if (absl::IsResourceExhausted(status)) return WithReason(status, "INSUFFICIENT_MEMORY");
+  if (absl::IsCancelled(status)) return WithReason(status, "CANCELLED");
+  return WithReason(status, "MODEL_UNUSABLE");
+}
+
 absl::StatusOr<OpenedModel> OpenModel(const LoadSpec& spec, OpenDevices& devices) {
   OpenedModel opened;
   ASSIGN_OR_RETURN(opened.checkpoint, Checkpoint::Open(spec.path));

@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -42,6 +43,13 @@ struct OpenedModel {
   // PlanMemory beside what the ledger holds of the device.
   absl::StatusOr<MemoryPlan> Plan(const PlanOptions& options, std::int64_t held_bytes) const;
 };
+// As ModelHub::ShareKvMemory.
+absl::Status ShareKv(std::vector<LoadSpec>* specs, OpenDevices& devices,
+                     const MemoryLedger& ledger);
+
+// Why a model cannot be served, where the part that failed did not say it for clients.
+absl::Status WithLoadReason(const absl::Status& status);
+
 absl::StatusOr<OpenedModel> OpenModel(const LoadSpec& spec, OpenDevices& devices);
 
 // A model with its engine, not started. Members are destroyed from the last to the first.

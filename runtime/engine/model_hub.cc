@@ -34,14 +34,6 @@ absl::Status ShuttingDown() {
                    absl::Seconds(1));
 }
 
-// Why a model cannot be served, where the part that failed did not say for clients.
-absl::Status WithLoadReason(const absl::Status& status) {
-  if (status.ok() || !ReasonOf(status).empty()) return status;
-  if (absl::IsResourceExhausted(status)) return WithReason(status, "INSUFFICIENT_MEMORY");
-  if (absl::IsCancelled(status)) return WithReason(status, "CANCELLED");
-  return WithReason(status, "MODEL_UNUSABLE");
-}
-
 }  // namespace
 
 absl::Status ValidateModelName(absl::string_view name) {
@@ -163,56 +155,11 @@ absl::StatusOr<MemoryPlan> ModelHub::Plan(const LoadSpec& spec) const {
   return plan;
 }
 
-// First every model with the least of KV, to learn what the rest takes; what is left is shared.
 absl::Status ModelHub::ShareKvMemory(std::vector<LoadSpec>* specs) const {
-  struct Device {
-    std::int64_t taken = 0;
-    std::int64_t budget = 0;
-    std::vector<LoadSpec*> sharers;
-  };
-  std::map<std::string, Device> by_device;
-  for (LoadSpec& spec : *specs) {
-    absl::StatusOr<OpenedModel> opened = OpenModel(spec, impl_->devices);
-    absl::StatusOr<MemoryPlan> plan = MemoryPlan{};
-    if (!opened.ok()) {
-      plan = opened.status();
-    } else {
-      plan = opened->Plan(spec.plan, impl_->ledger->Held(opened->backend->info().name));
-    }
-    if (!plan.ok()) {
-      absl::Status status = WithLoadReason(plan.status());
-      absl::Status named(status.code(),
-                         absl::StrCat("model '", spec.name, "': ", status.message()));
-      return WithReason(std::move(named), ReasonOf(status));
-    }
-    Device& device = by_device[opened->backend->info().name];
-    device.budget = plan->budget_bytes;
-    device.taken += plan->total_bytes() - (spec.plan.kv_bytes.has_value() ? 0 : plan->kv_bytes);
-    if (!spec.plan.kv_bytes.has_value()) device.sharers.push_back(&spec);
-  }
-  for (auto& [name, device] : by_device) {
-    if (device.sharers.size() < 2) continue;
-    const std::int64_t share =
-        (device.budget - device.taken) / static_cast<std::int64_t>(device.sharers.size());
-    if (share <= 0) {
-      return WithReason(
-          absl::ResourceExhaustedError(absl::StrCat("the models need ", device.taken, " bytes of ",
-                                                    name, " besides KV memory, of ", device.budget,
-                                                    "; serve fewer, or raise --memory")),
-          "INSUFFICIENT_MEMORY");
-    }
-    // No more than a model would take alone.
-    for (LoadSpec* spec : device.sharers) {
-      LoadSpec alone = *spec;
-      absl::StatusOr<MemoryPlan> plan = Plan(alone);
-      spec->plan.kv_bytes = plan.ok() ? std::min(share, plan->kv_bytes) : share;
-    }
-  }
-  return absl::OkStatus();
+  return ShareKv(specs, impl_->devices, *impl_->ledger);
 }
 
-// --- load
-// --------------------------------------------------------------------------------------------------------
+// --- load ---
 
 absl::Status ModelHub::Impl::Begin(const LoadSpec& spec, ModelStatus* status) {
   RETURN_IF_ERROR(ValidateModelName(spec.name));
@@ -363,8 +310,7 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> ModelHub::Load(const LoadSpec
   return result;
 }
 
-// --- unload
-// ------------------------------------------------------------------------------------------------------
+// --- unload ---
 
 absl::Status ModelHub::Unload(const std::string& name, absl::Duration drain_timeout) {
   LoadedModel old;
@@ -435,8 +381,7 @@ void ModelHub::Drain(absl::Time wall_deadline) {
   impl_->reaper.WaitUntilEmpty();
 }
 
-// --- lookup
-// ------------------------------------------------------------------------------------------------------
+// --- lookup ---
 
 absl::StatusOr<std::shared_ptr<const ServedModel>> ModelHub::Find(absl::string_view name) const {
   std::lock_guard lock(impl_->mutex);

@@ -45,8 +45,7 @@ void Scheduler::Add(RequestState* request) {
   waiting_.Add(request);
 }
 
-// --- admission
-// -------------------------------------------------------------------------------------------------
+// --- admission ---
 
 void Scheduler::AdmitWaiting(absl::Time now) {
   while (!free_slots_.empty()) {
@@ -180,8 +179,7 @@ Scheduler::Admit Scheduler::TryAdmit(Sequence* sequence, absl::Time now) {
   return Admit::kDone;
 }
 
-// --- steps
-// -----------------------------------------------------------------------------------------------------
+// --- steps ---
 
 bool Scheduler::CanDecode(const Sequence& sequence) const {
   return !sequence.prefilling() &&
@@ -384,8 +382,7 @@ bool Scheduler::AddChunk(Batch& batch, Sequence* sequence, std::int32_t most, do
   return true;
 }
 
-// --- results
-// ---------------------------------------------------------------------------------------------------
+// --- results ---
 
 std::vector<Outcome> Scheduler::Commit(const Batch& batch, const StepResult& result) {
   cost_.Observe(batch.shape, result.seconds);

@@ -324,10 +324,10 @@ TEST_F(ModelHubTest, UnsetKvMemoryIsAnEqualShare) {
     spec.plan.kv_bytes.reset();
     spec.plan.max_context = 16384;
   }
-  specs[2].plan.kv_bytes = 5 << 20;
+  specs[2].plan.kv_bytes = 1 << 20;
   specs[2].plan.max_context = 512;
   ASSERT_EQ(hub_->ShareKvMemory(&specs), absl::OkStatus());
-  EXPECT_EQ(specs[2].plan.kv_bytes, 5 << 20);
+  EXPECT_EQ(specs[2].plan.kv_bytes, 1 << 20);
   ASSERT_TRUE(specs[0].plan.kv_bytes.has_value());
   EXPECT_EQ(specs[0].plan.kv_bytes, specs[1].plan.kv_bytes);
   for (const LoadSpec& spec : specs) MustLoad(spec);
