@@ -99,6 +99,55 @@ struct EmbedArgs {
 };
 inline constexpr std::int64_t kPanelFloats = std::int64_t{kChunkK} * kTileRows;
 
+// Inputs as int8: x[k] is about code[k] * scale of its block of 32. Padding codes are zero.
+struct QuantizedBlock {
+  float scale;
+  float sum;  // scale * code_sum
+  float half_sum[2];
+  std::int32_t code_sum;
+  std::int32_t half_code_sum[2];  // of 16 k each
+  std::int32_t unused;
+};
+struct QuantizedRows {
+  const std::int8_t* codes = nullptr;      // [rows, stride]
+  const QuantizedBlock* blocks = nullptr;  // [rows, stride / 32]
+  std::int64_t stride = 0;                 // k rounded up to 32
+};
+
+// One scale a block of 32, or one a row (formats whose activations are int8 a token).
+enum class QuantizeScope : std::uint8_t { kBlock, kRow };
+struct QuantizeArgs {
+  const float* x = nullptr;  // [k]
+  std::int64_t k = 0;
+  QuantizeScope scope = QuantizeScope::kBlock;
+  std::int8_t* codes = nullptr;
+  QuantizedBlock* blocks = nullptr;
+};
+
+// y as in LinearArgs, from quantized inputs. REQUIRES: SupportsInt8(*w).
+struct Int8Args {
+  const Matrix* w = nullptr;
+  std::int32_t zero = 0;  // of every code: w = scale * (q - zero), where the offset is a constant
+  std::int64_t tile_begin = 0;
+  std::int64_t tile_end = 0;
+  QuantizedRows x;
+  std::int64_t rows = 0;
+  float* y = nullptr;
+  std::int64_t y_stride = 0;
+  std::uint8_t* panels = nullptr;  // [Int8PanelBytes(k)], of this thread
+  float* numbers = nullptr;        // [Int8NumberFloats(k)], of this thread
+};
+constexpr std::int64_t Int8PanelBytes(std::int64_t k) { return 2 * DivideUp(k, kBlockK) * 512; }
+constexpr std::int64_t Int8NumberFloats(std::int64_t k) {
+  return 2 * 2 * DivideUp(k, 16) * kTileRows;
+}
+
+// Whether integer products know the encoding: codes on an integer grid, groups of whole blocks or
+// of 16.
+bool SupportsInt8(const Matrix& w);
+// Int8Args::zero of such a matrix.
+std::int32_t Int8Zero(const Matrix& w);
+
 // Sets tiles, blocks and tile_bytes from n, k, kind and bits.
 void SetShape(Matrix& w);
 

@@ -1,6 +1,7 @@
 #include "kernels/cpu/pack.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace nibble::cpu {
@@ -35,6 +36,19 @@ void SetShape(Matrix& w) {
     case CodeKind::kI8:
     case CodeKind::kE4M3: w.tile_bytes = w.blocks * 64 * w.bits; break;
   }
+}
+
+bool SupportsInt8(const Matrix& w) {
+  if (w.kind == CodeKind::kI8) return w.row_zeros == nullptr;
+  if (w.kind != CodeKind::kAffine) return false;
+  if (w.offset == OffsetForm::kConstant && !(std::abs(w.zero) <= 4096.0f))
+    return false;  // 32-bit sums
+  return w.group == 16 || w.group % kBlockK == 0 || w.groups == 1;
+}
+
+std::int32_t Int8Zero(const Matrix& w) {
+  if (w.kind == CodeKind::kI8) return 128;
+  return w.offset == OffsetForm::kConstant ? static_cast<std::int32_t>(w.zero) : 0;
 }
 
 void PackCodes(const std::uint8_t* rows, std::int64_t row_bytes, int bits, std::uint8_t flip,

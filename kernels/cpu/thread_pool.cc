@@ -39,9 +39,13 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::TakeRanges(int thread) {
   for (;;) {
-    const std::int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-    if (begin >= count_) return;
+    const std::uint64_t ticket = ticket_.fetch_add(1, std::memory_order_acq_rel);
+    const std::uint64_t ranges = ticket >> 32, range = ticket & 0xffffffffu;
+    if (range >= ranges) return;
+    const std::int64_t begin = static_cast<std::int64_t>(range) * grain_;
     call_(body_, begin, begin + grain_ < count_ ? begin + grain_ : count_, thread);
+    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == ranges && thread != 0)
+      done_.notify_one();
   }
 }
 
@@ -51,23 +55,23 @@ void ThreadPool::Run(std::int64_t count, std::int64_t grain, void* body, Call ca
   grain_ = grain;
   body_ = body;
   call_ = call;
-  next_.store(0, std::memory_order_relaxed);
-  running_.store(static_cast<std::uint32_t>(workers_.size()), std::memory_order_relaxed);
+  const auto ranges = static_cast<std::uint32_t>((count + grain - 1) / grain);
+  done_.store(0, std::memory_order_relaxed);
+  ticket_.store(std::uint64_t{ranges} << 32, std::memory_order_release);
   region_.fetch_add(1, std::memory_order_release);
   region_.notify_all();
   TakeRanges(0);
-  for (std::uint32_t left = running_.load(std::memory_order_acquire); left != 0;) {
-    left = WaitForChange(running_, left);
+  for (std::uint32_t done = done_.load(std::memory_order_acquire); done != ranges;) {
+    done = WaitForChange(done_, done);
   }
 }
 
 void ThreadPool::Work(int thread) {
-  std::uint32_t seen = 0;
   for (;;) {
-    seen = WaitForChange(region_, seen);
+    const std::uint32_t seen = region_.load(std::memory_order_acquire);
     if (stop_.load(std::memory_order_relaxed)) return;
     TakeRanges(thread);
-    if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_one();
+    WaitForChange(region_, seen);
   }
 }
 

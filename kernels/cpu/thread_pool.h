@@ -50,16 +50,21 @@ class ThreadPool {
   void Work(int thread);
   void TakeRanges(int thread);
 
-  std::mutex region_mutex_;  // one region at a time; guards the three below while it runs
+  std::mutex region_mutex_;  // one region at a time
+
+  // Of the region: written before its ticket is issued, read only by who holds an unfinished range
+  // of it.
   std::int64_t count_ = 0;
   std::int64_t grain_ = 1;
   void* body_ = nullptr;
   Call call_ = nullptr;
 
+  // Ranges of the region in the high half, ranges taken in the low half: one addition takes a range
+  // and tells whether there was one. A thread that comes late finds none and is not waited for.
+  alignas(64) std::atomic<std::uint64_t> ticket_{0};
+  alignas(64) std::atomic<std::uint32_t> done_{0};  // ranges finished
   alignas(64) std::atomic<std::uint32_t> region_{
-      0};  // bumped to start a region; odd bits carry no meaning
-  alignas(64) std::atomic<std::int64_t> next_{0};      // first item nobody has taken
-  alignas(64) std::atomic<std::uint32_t> running_{0};  // workers still in the region
+      0};  // bumped to start a region: what idle workers watch
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;
 };

@@ -61,7 +61,7 @@ class AsyncRunner final : public Runner {
 
   const std::unique_ptr<Runner> runner_;  // the worker's
   const RunnerMemory memory_;
-  StepChecker checker_;                   // the caller's, as are the two below
+  StepChecker checker_;  // the caller's, as are the two below
   const Options options_;
   int in_flight_ = 0;
 

@@ -58,7 +58,9 @@ double MeasureBandwidth(cpu::ThreadPool& pool) {
 }  // namespace
 
 CpuBackend::CpuBackend(int threads, Compute compute, cpu::Isa isa)
-    : pool_(threads), context_{&pool_, &cpu::KernelsOf(isa)}, compute_(compute) {
+    : pool_(threads),
+      context_{&pool_, &cpu::KernelsOf(isa),
+               compute == Compute::kAuto || compute == Compute::kInt8} {
   info_.name = "cpu";
   info_.description = absl::StrCat(
       CpuName(), ", ", threads, threads == 1 ? " thread, " : " threads, ", context_.kernels->name);

@@ -38,7 +38,6 @@ class CpuBackend final : public Backend {
   // state.
   mutable cpu::ThreadPool pool_;
   CpuContext context_;
-  const Compute compute_;
   mutable std::once_flag measured_;
   mutable DeviceInfo info_;
 };

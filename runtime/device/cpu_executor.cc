@@ -12,19 +12,18 @@
 namespace nibble {
 namespace {
 
-// The most floats that preparing a product's input may take.
-std::int64_t MaxPrepared(const Program& program, const StepLimits& limits) {
-  std::int64_t floats = CpuMoe::MaxPrepared(program);
+ProductLimits LimitsOf(const Program& program, const StepLimits& limits) {
+  ProductLimits products;
+  CpuMoe::Include(program, products);
   for (const Op& op : program.ops) {
     BufferId in = -1;
     if (const auto* linear = std::get_if<LinearOp>(&op)) in = linear->in;
     if (const auto* moe = std::get_if<MoeOp>(&op)) in = moe->in;
     if (in < 0) continue;
     const BufferSpec& buffer = program.buffers[static_cast<std::size_t>(in)];
-    const std::int64_t rows = buffer.per_logit_row ? limits.max_logit_rows : limits.max_tokens;
-    floats = std::max(floats, rows * cpu::RoundUp(buffer.dim, cpu::kTileRows));
+    products.Include(buffer.per_logit_row ? limits.max_logit_rows : limits.max_tokens, buffer.dim);
   }
-  return floats;
+  return products;
 }
 
 }  // namespace
@@ -33,7 +32,7 @@ CpuExecutor::CpuExecutor(const CpuContext& context, Program program, const StepL
                          MemoryLayout& layout)
     : context_(context),
       program_(std::move(program)),
-      products_(context, MaxPrepared(program_, limits), layout),
+      products_(context, LimitsOf(program_, limits), layout),
       attention_(context, program_, layout),
       moe_(context, program_, layout),
       max_tokens_(limits.max_tokens) {

@@ -395,6 +395,11 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(std::span<const Linea
     row += weights[i].n;
     RETURN_IF_ERROR(
         SegmentPacker(weights[i], specs[i], stack.segments[i], linear->memory_, segment).Pack());
+    // Formats with their own rounding of inputs keep it, except for int8 a token, which integer
+    // products do exactly.
+    segment.int8 =
+        cpu::SupportsInt8(segment.matrix) && (segment.activation == cpu::FakeQuant::kNone ||
+                                              segment.activation == cpu::FakeQuant::kInt8Dynamic);
   }
   linear->n = axis == PackAxis::kN ? row : weights[0].n;
   return linear;

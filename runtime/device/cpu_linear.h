@@ -24,6 +24,7 @@ struct CpuSegment {
   float activation_scale = 0.0f;
   float activation_zero = 0.0f;
   float outlier_threshold = 0.0f;
+  bool int8 = false;  // integer products may run it, where activations may be rounded to int8
 
   // Whether the input must be copied and changed before the product.
   bool prepares_input() const {

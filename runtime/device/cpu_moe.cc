@@ -26,9 +26,9 @@ MoeShape LargestMoe(const Program& program) {
 
 }  // namespace
 
-std::int64_t CpuMoe::MaxPrepared(const Program& program) {
+void CpuMoe::Include(const Program& program, ProductLimits& limits) {
   const MoeShape shape = LargestMoe(program);
-  return kBlockTokens * shape.top_k * cpu::RoundUp(std::max(shape.hidden, shape.intermediate), 16);
+  limits.Include(kBlockTokens * shape.top_k, std::max(shape.hidden, shape.intermediate));
 }
 
 CpuMoe::CpuMoe(const CpuContext& context, const Program& program, MemoryLayout& layout)

@@ -21,8 +21,8 @@ class CpuMoe {
            const CpuLinear& down, const float* in, std::int64_t in_stride, float* out,
            std::int64_t out_stride, std::int64_t tokens, CpuProducts& products);
 
-  // The most floats of input that one product of an expert layer may have to prepare.
-  static std::int64_t MaxPrepared(const Program& program);
+  // What its products take, for the plan of their scratch.
+  static void Include(const Program& program, ProductLimits& limits);
 
  private:
   static constexpr std::int64_t kBlockTokens = 32;

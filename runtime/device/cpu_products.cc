@@ -5,43 +5,83 @@
 
 namespace nibble {
 
-CpuProducts::CpuProducts(const CpuContext& context, std::int64_t max_prepared, MemoryLayout& layout)
-    : context_(context),
-      max_prepared_(max_prepared),
-      panels_at_(layout.Take(context.pool->threads() * cpu::kPanelFloats * 4)),
-      prepared_at_(layout.Take(max_prepared * 4)) {}
+using cpu::kBlockK;
+using cpu::QuantizeScope;
+
+void ProductLimits::Include(std::int64_t rows, std::int64_t columns) {
+  inputs = std::max(inputs, rows * cpu::RoundUp(columns, kBlockK));
+  k = std::max(k, columns);
+}
+
+CpuProducts::CpuProducts(const CpuContext& context, const ProductLimits& limits,
+                         MemoryLayout& layout)
+    : context_(context), limits_(limits) {
+  const std::int64_t threads = context.pool->threads();
+  const std::int64_t quantized = context.int8 ? limits.inputs : 0;
+  panels_at_ = layout.Take(threads * cpu::kPanelFloats * 4);
+  prepared_at_ = layout.Take(limits.inputs * 4);
+  codes_at_ = layout.Take(quantized);
+  blocks_at_ =
+      layout.Take(quantized / kBlockK * static_cast<std::int64_t>(sizeof(cpu::QuantizedBlock)));
+  code_panels_at_ = layout.Take(context.int8 ? threads * cpu::Int8PanelBytes(limits.k) : 0);
+  numbers_at_ = layout.Take(context.int8 ? threads * cpu::Int8NumberFloats(limits.k) * 4 : 0);
+}
 
 void CpuProducts::Bind(const HostMemory& memory) {
   panels_ = memory.At<float>(panels_at_);
   prepared_ = memory.At<float>(prepared_at_);
+  codes_ = memory.At<std::int8_t>(codes_at_);
+  blocks_ = memory.At<cpu::QuantizedBlock>(blocks_at_);
+  code_panels_ = memory.At<std::uint8_t>(code_panels_at_);
+  numbers_ = memory.At<float>(numbers_at_);
 }
 
 void CpuProducts::Run(std::span<const ProductJob> jobs) {
-  pending_.clear();
-  std::int64_t used = 0;
-  for (ProductJob job : jobs) {
+  ready_.clear();
+  std::int64_t used = 0;  // of the scratch for inputs, of either kind
+  const ProductJob* quantized_job = nullptr;
+  QuantizeScope quantized_scope = QuantizeScope::kBlock;
+  for (const ProductJob& job : jobs) {
     if (job.rows == 0) continue;
-    if (job.segment->prepares_input()) {
-      const std::int64_t stride = cpu::RoundUp(job.segment->matrix.k, cpu::kTileRows);
-      if (used + job.rows * stride > max_prepared_) {
-        RunPrepared(pending_);
-        pending_.clear();
-        used = 0;
-      }
-      Prepare(job, prepared_ + used, stride);
-      job.x = prepared_ + used;
-      job.x_stride = stride;
-      used += job.rows * stride;
+    const CpuSegment& segment = *job.segment;
+    const bool int8 = context_.int8 && segment.int8;
+    const bool prepare = int8 ? segment.matrix.permutation != nullptr : segment.prepares_input();
+    const QuantizeScope scope = segment.activation == cpu::FakeQuant::kInt8Dynamic
+                                    ? QuantizeScope::kRow
+                                    : QuantizeScope::kBlock;
+    const std::int64_t stride = cpu::RoundUp(segment.matrix.k, kBlockK);
+    Ready ready{job, int8, {}};
+    const bool reuse = int8 && !prepare && quantized_job != nullptr && quantized_job->x == job.x &&
+                       quantized_job->rows == job.rows && quantized_scope == scope;
+    if (!reuse && (int8 || prepare) && used + job.rows * stride > limits_.inputs) {
+      RunReady();
+      used = 0;
+      quantized_job = nullptr;
     }
-    pending_.push_back(job);
+    if (prepare) {
+      Prepare(job, prepared_ + used, stride);
+      ready.job.x = prepared_ + used;
+      ready.job.x_stride = stride;
+    }
+    if (reuse) {
+      ready.quantized = ready_.back().quantized;
+    } else if (int8) {
+      ready.quantized = Quantize(ready.job, scope, used);
+      quantized_job = prepare ? nullptr : &job;
+      quantized_scope = scope;
+    }
+    if (!reuse && (int8 || prepare)) used += job.rows * stride;
+    if (!int8) quantized_job = nullptr;
+    ready_.push_back(ready);
   }
-  RunPrepared(pending_);
+  RunReady();
 }
 
 // Gathers the stored order of columns, then rounds as the format asks; a row at a time, by itself.
 void CpuProducts::Prepare(const ProductJob& job, float* to, std::int64_t stride) {
   const CpuSegment& segment = *job.segment;
   const std::int64_t k = segment.matrix.k;
+  const bool round = !(context_.int8 && segment.int8);
   context_.ForRows(job.rows, job.rows * k, [&](std::int64_t row) {
     const float* from = job.x + row * job.x_stride;
     float* out = to + row * stride;
@@ -50,34 +90,62 @@ void CpuProducts::Prepare(const ProductJob& job, float* to, std::int64_t stride)
     } else {
       std::memcpy(out, from, static_cast<std::size_t>(k) * sizeof(float));
     }
+    if (!round) return;
     context_.kernels->fake_quant({out, k, segment.activation, segment.activation_scale,
                                   segment.activation_zero, segment.outlier_threshold});
   });
 }
 
-void CpuProducts::RunPrepared(std::span<const ProductJob> jobs) {
+cpu::QuantizedRows CpuProducts::Quantize(const ProductJob& job, QuantizeScope scope,
+                                         std::int64_t at) {
+  const std::int64_t k = job.segment->matrix.k, stride = cpu::RoundUp(k, kBlockK);
+  std::int8_t* codes = codes_ + at;
+  cpu::QuantizedBlock* blocks = blocks_ + at / kBlockK;
+  context_.ForRows(job.rows, job.rows * k, [&](std::int64_t row) {
+    context_.kernels->quantize_row({job.x + row * job.x_stride, k, scope, codes + row * stride,
+                                    blocks + row * (stride / kBlockK)});
+  });
+  return {codes, blocks, stride};
+}
+
+void CpuProducts::RunTiles(const Ready& ready, std::int64_t begin, std::int64_t end, int thread) {
+  const ProductJob& job = ready.job;
+  const cpu::Matrix& w = job.segment->matrix;
+  if (ready.int8) {
+    context_.kernels->linear_i8({&w, cpu::Int8Zero(w), begin, end, ready.quantized, job.rows, job.y,
+                                 job.y_stride,
+                                 code_panels_ + thread * cpu::Int8PanelBytes(limits_.k),
+                                 numbers_ + thread * cpu::Int8NumberFloats(limits_.k)});
+  } else {
+    context_.kernels->linear_f32(
+        {&w, begin, end, job.x, job.x_stride, job.rows, job.y, job.y_stride, panel(thread)});
+  }
+}
+
+void CpuProducts::RunReady() {
   std::int64_t tiles = 0, work = 0;
-  for (const ProductJob& job : jobs) {
-    tiles += job.segment->matrix.tiles;
-    work += job.segment->matrix.n * job.segment->matrix.k * job.rows;
+  for (const Ready& ready : ready_) {
+    const cpu::Matrix& w = ready.job.segment->matrix;
+    tiles += w.tiles;
+    work += w.n * w.k * ready.job.rows;
   }
   if (tiles == 0) return;
   constexpr std::int64_t kSmallest = 65536;  // multiply-adds worth a region
   const std::int64_t parts = std::int64_t{context_.pool->threads()} * 4;
-  const std::int64_t grain = work < kSmallest ? tiles : cpu::DivideUp(tiles, parts);
+  // Even, because kernels like pairs of tiles.
+  const std::int64_t grain =
+      work < kSmallest ? tiles : cpu::RoundUp(cpu::DivideUp(tiles, parts), 2);
   context_.pool->For(tiles, grain, [&](std::int64_t begin, std::int64_t end, int thread) {
     std::int64_t first = 0;  // tile of the job among all
-    for (const ProductJob& job : jobs) {
-      const cpu::Matrix& w = job.segment->matrix;
-      const std::int64_t from = std::max(begin, first), to = std::min(end, first + w.tiles);
-      if (from < to) {
-        context_.kernels->linear_f32({&w, from - first, to - first, job.x, job.x_stride, job.rows,
-                                      job.y, job.y_stride, panel(thread)});
-      }
-      first += w.tiles;
+    for (const Ready& ready : ready_) {
+      const std::int64_t count = ready.job.segment->matrix.tiles;
+      const std::int64_t from = std::max(begin, first), to = std::min(end, first + count);
+      if (from < to) RunTiles(ready, from - first, to - first, thread);
+      first += count;
       if (first >= end) break;
     }
   });
+  ready_.clear();
 }
 
 }  // namespace nibble

@@ -16,6 +16,7 @@ namespace nibble {
 struct CpuContext {
   cpu::ThreadPool* pool = nullptr;
   const cpu::KernelTable* kernels = nullptr;
+  bool int8 = false;  // inputs of integer-coded weights may be rounded to int8
 
   // Calls body(row) for every row: on this thread when `work` (elements touched) is too small to
   // share.
@@ -40,12 +41,19 @@ struct ProductJob {
   std::int64_t y_stride = 0;
 };
 
+// The largest products of a program: scratch is sized for them.
+struct ProductLimits {
+  std::int64_t inputs = 0;  // rows times columns (rounded up to blocks) of one job's input
+  std::int64_t k = 0;
+
+  void Include(std::int64_t rows, std::int64_t columns);
+};
+
 // Owns the scratch of products; one thread calls it. The constructor only reserves: Bind gives the
 // memory.
 class CpuProducts {
  public:
-  // Rows times columns of input that one job may have to prepare.
-  CpuProducts(const CpuContext& context, std::int64_t max_prepared, MemoryLayout& layout);
+  CpuProducts(const CpuContext& context, const ProductLimits& limits, MemoryLayout& layout);
   void Bind(const HostMemory& memory);
 
   // All jobs, in as few regions as the scratch allows. REQUIRES: outputs do not overlap.
@@ -55,15 +63,28 @@ class CpuProducts {
   float* panel(int thread) const { return panels_ + thread * cpu::kPanelFloats; }
 
  private:
-  void RunPrepared(std::span<const ProductJob> jobs);
+  // A job with its input as the kernels take it.
+  struct Ready {
+    ProductJob job;
+    bool int8 = false;
+    cpu::QuantizedRows quantized;
+  };
+
+  void RunReady();
   void Prepare(const ProductJob& job, float* to, std::int64_t stride);
+  cpu::QuantizedRows Quantize(const ProductJob& job, cpu::QuantizeScope scope, std::int64_t at);
+  void RunTiles(const Ready& ready, std::int64_t begin, std::int64_t end, int thread);
 
   const CpuContext& context_;
-  const std::int64_t max_prepared_;
-  std::int64_t panels_at_, prepared_at_;
-  float* panels_ = nullptr;
-  float* prepared_ = nullptr;
-  std::vector<ProductJob> pending_;
+  const ProductLimits limits_;
+  std::int64_t panels_at_, prepared_at_, codes_at_, blocks_at_, code_panels_at_, numbers_at_;
+  float* panels_ = nullptr;                // [threads, kPanelFloats]
+  float* prepared_ = nullptr;              // [limits.inputs]
+  std::int8_t* codes_ = nullptr;           // [limits.inputs]
+  cpu::QuantizedBlock* blocks_ = nullptr;  // [limits.inputs / 32]
+  std::uint8_t* code_panels_ = nullptr;    // [threads, Int8PanelBytes]
+  float* numbers_ = nullptr;               // [threads, Int8NumberFloats]
+  std::vector<Ready> ready_;
 };
 
 }  // namespace nibble

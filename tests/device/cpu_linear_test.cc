@@ -23,8 +23,10 @@ std::unique_ptr<CpuLinear> Pack(const LinearWeight& weight) {
 // Products over memory of their own.
 class Products {
  public:
-  explicit Products(const cpu::KernelTable& kernels, int threads = 1)
-      : pool_(threads), context_{&pool_, &kernels}, products_(context_, 1 << 16, layout_) {
+  explicit Products(const cpu::KernelTable& kernels, int threads = 1, bool int8 = false)
+      : pool_(threads),
+        context_{&pool_, &kernels, int8},
+        products_(context_, {1 << 16, 1024}, layout_) {
     memory_ = HostMemory::Allocate(layout_.total()).value();
     products_.Bind(memory_);
   }
@@ -112,19 +114,99 @@ TEST_P(CpuLinearTest, EmbeddedRowsAreTheDecodedWeights) {
   }
 }
 
+// The input as integer products see it: int8 codes, a scale for every 32 (or for the token).
+std::vector<float> QuantizeInput(std::vector<float> x, bool whole_token) {
+  const std::size_t step = whole_token ? x.size() : cpu::kBlockK;
+  for (std::size_t k = 0; k < x.size(); k += step) {
+    const std::size_t end = std::min(x.size(), k + step);
+    float absmax = 0;
+    for (std::size_t i = k; i < end; ++i) absmax = std::max(absmax, std::abs(x[i]));
+    for (std::size_t i = k; i < end; ++i) {
+      x[i] = absmax > 0 ? std::nearbyint(x[i] * (127.0f / absmax)) * absmax / 127.0f : 0.0f;
+    }
+  }
+  return x;
+}
+
+TEST_P(CpuLinearTest, IntegerProductsAreExactForQuantizedInputs) {
+  Products products(kernels(), 1, /*int8=*/true);
+  int integer = 0;
+  for (const auto& [n, k] :
+       std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 33}, {17, 300}, {70, 576}}) {
+    for (const NamedWeight& c : EveryEncoding(n, k, 15)) {
+      const auto linear = Pack(c.weight);
+      if (!linear->segments()[0].int8) continue;
+      ++integer;
+      SCOPED_TRACE(testing::Message() << c.name << " " << n << " by " << k);
+      const bool whole = linear->segments()[0].activation != cpu::FakeQuant::kNone;
+      const std::vector<float> w = Dequantize(c.weight).value();
+      const auto* affine = std::get_if<Affine>(&c.weight.encoding);
+      for (const std::int64_t rows : {1, 3, 13}) {
+        const auto x = reference::Random(rows * k, 3, 2.0f);
+        const auto y = products.Run(*linear, x, rows);
+        for (std::int64_t r = 0; r < rows; ++r) {
+          std::vector<float> input(x.begin() + r * k, x.begin() + (r + 1) * k);
+          std::vector<float> stored = input;  // blocks are of stored columns
+          const bool permuted = affine != nullptr && !affine->permutation.empty();
+          for (std::int64_t j = 0; permuted && j < k; ++j)
+            stored[j] = input[affine->permutation[j]];
+          stored = QuantizeInput(stored, whole);
+          for (std::int64_t j = 0; j < k; ++j)
+            input[permuted ? affine->permutation[j] : j] = stored[j];
+          for (std::int64_t i = 0; i < n; ++i) {
+            double sum = c.weight.bias.empty() ? 0.0 : c.weight.bias[i], magnitude = std::abs(sum);
+            for (std::int64_t j = 0; j < k; ++j) {
+              sum += double{input[j]} * w[i * k + j];
+              magnitude += std::abs(double{input[j]} * w[i * k + j]);
+            }
+            ASSERT_NEAR(y[r * n + i], sum, 2e-6 * magnitude) << "row " << r << " output " << i;
+          }
+        }
+      }
+    }
+  }
+  EXPECT_GT(integer, 60);
+}
+
 TEST_P(CpuLinearTest, RowIsTheSameBitsAloneAmongOthersAndOnMoreThreads) {
   constexpr std::int64_t kN = 200, kK = 576, kRows = 33;
-  Products alone(kernels()), threads(kernels(), 3);
   const auto x = reference::Random(kRows * kK, 5, 2.0f);
-  for (const NamedWeight& c : EveryEncoding(kN, kK, 13)) {
-    SCOPED_TRACE(c.name);
-    const auto linear = Pack(c.weight);
-    const auto together = alone.Run(*linear, x, kRows);
-    EXPECT_EQ(together, threads.Run(*linear, x, kRows));
-    for (const std::int64_t r : {0, 1, 15, 31, 32}) {
-      const auto one = alone.Run(*linear, {x.begin() + r * kK, x.begin() + (r + 1) * kK}, 1);
-      EXPECT_EQ(one, std::vector<float>(together.begin() + r * kN, together.begin() + (r + 1) * kN))
-          << r;
+  for (const bool int8 : {false, true}) {
+    Products alone(kernels(), 1, int8), threads(kernels(), 3, int8);
+    for (const NamedWeight& c : EveryEncoding(kN, kK, 13)) {
+      SCOPED_TRACE(testing::Message() << c.name << (int8 ? " int8" : ""));
+      const auto linear = Pack(c.weight);
+      const auto together = alone.Run(*linear, x, kRows);
+      EXPECT_EQ(together, threads.Run(*linear, x, kRows));
+      for (const auto& [first, rows] : std::vector<std::pair<std::int64_t, std::int64_t>>{
+               {0, 1}, {1, 1}, {14, 2}, {15, 3}, {20, 4}, {30, 1}, {28, 5}, {31, 2}}) {
+        const auto some =
+            alone.Run(*linear, {x.begin() + first * kK, x.begin() + (first + rows) * kK}, rows);
+        EXPECT_EQ(some, std::vector<float>(together.begin() + first * kN,
+                                           together.begin() + (first + rows) * kN))
+            << first << " " << rows;
+      }
+    }
+  }
+}
+
+TEST_P(CpuLinearTest, NanInputSpoilsItsOwnRowOnly) {
+  WeightMaker make(4);
+  const LinearWeight weight = make.AffineWeight(40, 96, 4, 32, ScaleKind::kF16, OffsetKind::kBias);
+  const auto linear = Pack(weight);
+  for (const bool int8 : {false, true}) {
+    Products products(kernels(), 1, int8);
+    auto x = reference::Random(5 * 96, 5);
+    const auto clean = products.Run(*linear, x, 5);
+    x[2 * 96 + 50] = std::nanf("");
+    const auto y = products.Run(*linear, x, 5);
+    for (int r = 0; r < 5; ++r) {
+      for (int i = 0; i < 40; ++i) {
+        if (r == 2)
+          EXPECT_TRUE(std::isnan(y[r * 40 + i]));
+        else
+          EXPECT_EQ(y[r * 40 + i], clean[r * 40 + i]);
+      }
     }
   }
 }
