@@ -126,7 +126,8 @@ absl::Status InvalidField(absl::string_view field, absl::string_view description
 }
 
 absl::Status BlameField(absl::Status status, absl::string_view field) {
-  if (!absl::IsInvalidArgument(status) || status.GetPayload(kBadRequestUrl).has_value()) return status;
+  if (!absl::IsInvalidArgument(status) || status.GetPayload(kBadRequestUrl).has_value())
+    return status;
   google::rpc::BadRequest bad_request;
   auto* violation = bad_request.add_field_violations();
   violation->set_field(std::string(field));

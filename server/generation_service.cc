@@ -2,7 +2,9 @@
 
 #include <atomic>
 #include <deque>
+#include <iterator>
 #include <random>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -20,6 +22,7 @@ namespace {
 // large as it is.
 constexpr std::size_t kMaxStreamBytes = 1 << 20;
 constexpr std::size_t kMaxFinalOnlyBytes = 64 << 20;
+constexpr std::size_t kMaxMergedBytes = 1 << 20;
 
 std::string GenerateRequestId() {
   std::random_device device;
@@ -119,7 +122,7 @@ class GenerateHandler final : public CallHandler {
         return;
       }
       std::optional<absl::Status> end;
-      const std::optional<StreamEvent> event = stream_->Pop(&end);
+      const std::optional<StreamEvent> event = NextEvent(&end);
       if (event.has_value()) {
         for (v1::GenerateResponse& response : ToResponses(*event, request_id_)) {
           responses_.push_back(std::move(response));
@@ -131,6 +134,26 @@ class GenerateHandler final : public CallHandler {
     }
   }
 
+  // Chunks of one output that have queued up while a write was in flight become one.
+  std::optional<StreamEvent> NextEvent(std::optional<absl::Status>* end) {
+    std::optional<StreamEvent> event = std::exchange(next_event_, std::nullopt);
+    if (!event.has_value()) event = stream_->Pop(end);
+    auto* chunk = event.has_value() ? std::get_if<ChunkEvent>(&*event) : nullptr;
+    for (std::size_t bytes = 0; chunk != nullptr && bytes < kMaxMergedBytes;) {
+      std::optional<absl::Status> ignored;  // an end is told again by the next Pop
+      next_event_ = stream_->Pop(&ignored);
+      auto* next = next_event_.has_value() ? std::get_if<ChunkEvent>(&*next_event_) : nullptr;
+      if (next == nullptr || next->output_index != chunk->output_index) break;
+      bytes += EventBytes(*next_event_);
+      chunk->text += next->text;
+      chunk->token_ids.insert(chunk->token_ids.end(), next->token_ids.begin(),
+                              next->token_ids.end());
+      std::move(next->logprobs.begin(), next->logprobs.end(), std::back_inserter(chunk->logprobs));
+      next_event_.reset();
+    }
+    return event;
+  }
+
   Call& call_;
   const ServingState* state_;
   PreparePool* pool_;
@@ -138,6 +161,7 @@ class GenerateHandler final : public CallHandler {
   std::shared_ptr<TokenStream> stream_;
   std::string request_id_;
   bool given_to_job_ = false;
+  std::optional<StreamEvent> next_event_;       // taken, but not merged
   std::deque<v1::GenerateResponse> responses_;  // of one event
 };
 

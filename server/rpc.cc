@@ -212,12 +212,8 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const RpcServerOptio
   for (int i = 0; i < options.queues; ++i) server->queues_.push_back(builder.AddCompletionQueue());
   server->server_ = builder.BuildAndStart();
   if (server->server_ == nullptr || port == 0) {
-    for (const auto& queue :
-         server->queues_) {  // a queue must be shut down and empty before it goes
-      queue->Shutdown();
-      server->Serve(queue.get());
-    }
     server->server_.reset();
+    server->queues_.clear();
     return absl::UnavailableError(absl::StrCat(
         "cannot listen on ", options.listen, ": the address is in use, unknown or not permitted"));
   }

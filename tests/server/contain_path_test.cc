@@ -18,15 +18,17 @@ class ContainPathTest : public ::testing::Test {
     dir_.Write("root/model/config.json", "{}");
     dir_.Write("secret", "s");
   }
-  absl::StatusCode CodeOf(const std::string& path) { return ContainPath(dir_.File("root"), path).status().code(); }
+  absl::StatusCode CodeOf(const std::string& path) {
+    return ContainPath(dir_.File("root"), path).status().code();
+  }
 
   TempDir dir_;
 };
 
 TEST_F(ContainPathTest, TakesPathsBelowTheRoot) {
   const std::string real = fs::canonical(dir_.File("root/model")).string();
-  for (const std::string& path : {std::string("model"), std::string("./model/"), dir_.File("root/model"),
-                                  std::string("model/../model")}) {
+  for (const std::string& path : {std::string("model"), std::string("./model/"),
+                                  dir_.File("root/model"), std::string("model/../model")}) {
     const auto contained = ContainPath(dir_.File("root"), path);
     ASSERT_TRUE(contained.ok()) << path << ": " << contained.status();
     EXPECT_EQ(fs::canonical(*contained).string(), real) << path;
@@ -34,9 +36,10 @@ TEST_F(ContainPathTest, TakesPathsBelowTheRoot) {
 }
 
 TEST_F(ContainPathTest, RefusesWhatLiesOutside) {
-  for (const std::string& path : {std::string("../secret"), dir_.File("secret"), std::string("/etc/passwd"),
-                                  std::string("../root-too"), dir_.File("root-too"), std::string("../no-such"),
-                                  std::string("model/../../secret")}) {
+  for (const std::string& path :
+       {std::string("../secret"), dir_.File("secret"), std::string("/etc/passwd"),
+        std::string("../root-too"), dir_.File("root-too"), std::string("../no-such"),
+        std::string("model/../../secret")}) {
     EXPECT_EQ(CodeOf(path), absl::StatusCode::kPermissionDenied) << path;
   }
 }

@@ -26,7 +26,8 @@ class LifeTest : public DaemonTest {
     HealthCheckResponse response;
     grpc::ClientContext context;
     const grpc::Status status = health_->Check(&context, request, &response);
-    if (status.error_code() == grpc::StatusCode::NOT_FOUND) return HealthCheckResponse::SERVICE_UNKNOWN;
+    if (status.error_code() == grpc::StatusCode::NOT_FOUND)
+      return HealthCheckResponse::SERVICE_UNKNOWN;
     EXPECT_TRUE(status.ok()) << status.error_message();
     return response.status();
   }
@@ -82,7 +83,8 @@ TEST_F(LifeTest, HealthFollowsTheModels) {
 
   ASSERT_TRUE(daemon_->LoadModels(nullptr).ok());
 
-  for (const char* service : {"", "live", "tiny", "nibble.v1.GenerationService", "grpc.health.v1.Health"}) {
+  for (const char* service :
+       {"", "live", "tiny", "nibble.v1.GenerationService", "grpc.health.v1.Health"}) {
     EXPECT_EQ(Health(service), HealthCheckResponse::SERVING) << service;
   }
   EXPECT_THAT(Get(daemon_->http_address(), "/readyz"), StartsWith("HTTP/1.1 200"));
@@ -120,15 +122,17 @@ TEST_F(LifeTest, WatchTellsEachChange) {
   EXPECT_EQ(watch->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
 }
 
-// One exchange with the reflection service, whose stubs Debian does not ship. `field` is the request's: 4 is
-// file_containing_symbol, 7 list_services.
-std::string Reflect(const std::shared_ptr<grpc::Channel>& channel, int field, const std::string& value) {
+// One exchange with the reflection service, whose stubs Debian does not ship. `field` is the
+// request's: 4 is file_containing_symbol, 7 list_services.
+std::string Reflect(const std::shared_ptr<grpc::Channel>& channel, int field,
+                    const std::string& value) {
   const std::string bytes{static_cast<char>(field << 3 | 2), static_cast<char>(value.size())};
   const grpc::Slice slice(bytes + value);
   grpc::GenericStub stub(channel);
   grpc::ClientContext context;
   grpc::CompletionQueue queue;
-  const auto call = stub.PrepareCall(&context, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", &queue);
+  const auto call = stub.PrepareCall(
+      &context, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", &queue);
   const auto next = [&queue] {
     void* tag;
     bool ok = false;
@@ -144,7 +148,8 @@ std::string Reflect(const std::shared_ptr<grpc::Channel>& channel, int field, co
   std::string text;
   std::vector<grpc::Slice> slices;
   if (next() && response.Dump(&slices).ok()) {
-    for (const grpc::Slice& part : slices) text.append(reinterpret_cast<const char*>(part.begin()), part.size());
+    for (const grpc::Slice& part : slices)
+      text.append(reinterpret_cast<const char*>(part.begin()), part.size());
   }
   grpc::Status status;
   call->Finish(&status, nullptr);
@@ -155,7 +160,8 @@ std::string Reflect(const std::shared_ptr<grpc::Channel>& channel, int field, co
 TEST_F(LifeTest, ReflectionListsAndDescribes) {
   ASSERT_NO_FATAL_FAILURE(Open({}));
   const std::string services = Reflect(channel_, 7, "*");
-  for (const char* name : {"nibble.v1.GenerationService", "nibble.v1.ModelService", "grpc.health.v1.Health"}) {
+  for (const char* name :
+       {"nibble.v1.GenerationService", "nibble.v1.ModelService", "grpc.health.v1.Health"}) {
     EXPECT_THAT(services, HasSubstr(name));
   }
   EXPECT_THAT(services, ::testing::Not(HasSubstr("nibble.v1.AdminService")));
@@ -215,7 +221,8 @@ TEST_F(LifeTest, AdministratorsStayBelowTheModelRoot) {
   }
   EXPECT_EQ(Load("x", "absent").status.error_code(), grpc::StatusCode::NOT_FOUND);
   EXPECT_EQ(Load("-x", "tiny").status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
-  EXPECT_EQ(Load("nibble.v1.GenerationService", "tiny").status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(Load("nibble.v1.GenerationService", "tiny").status.error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_THAT(ListedModels(), ::testing::ElementsAre("tiny"));
 }
 
@@ -302,7 +309,8 @@ TEST_F(LifeTest, DrainEndsWhatTakesTooLong) {
 TEST_F(LifeTest, StopCancelsLoading) {
   ASSERT_NO_FATAL_FAILURE(Open({"tiny=" + MakeModel("tiny")}));
   const absl::Status loaded =
-      daemon_->LoadModels([this](const std::string&, const std::string&, std::int64_t, std::int64_t) { daemon_->Stop(); });
+      daemon_->LoadModels([this](const std::string&, const std::string&, std::int64_t,
+                                 std::int64_t) { daemon_->Stop(); });
   EXPECT_FALSE(loaded.ok());
   EXPECT_TRUE(daemon_->Wait().ok());
 }

@@ -7,11 +7,11 @@
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "gmock/gmock.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "grpcpp/grpcpp.h"
-#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nibble/v1/admin.grpc.pb.h"
 #include "nibble/v1/generation.grpc.pb.h"
@@ -43,7 +43,8 @@ inline ErrorDetails DetailsOf(const grpc::Status& status) {
     if (any.UnpackTo(&info)) details.reason = info.reason();
     if (any.UnpackTo(&retry)) details.retry = true;
     if (any.UnpackTo(&bad_request)) {
-      for (const auto& violation : bad_request.field_violations()) details.fields.push_back(violation.field());
+      for (const auto& violation : bad_request.field_violations())
+        details.fields.push_back(violation.field());
     }
   }
   return details;
@@ -61,9 +62,15 @@ class DaemonTest : public ::testing::Test {
 
   // A daemon on ports of its own; `flags` come after those every test needs.
   void Open(std::vector<std::string> flags) {
-    std::vector<std::string> arguments{"--listen=127.0.0.1:0", "--http=127.0.0.1:0", "--admin-listen=127.0.0.1:0",
-                                       "--model-root=" + models_.path(), "--device=cpu", "--threads=1",
-                                       "--compute=f32", "--kv-memory=64MiB", "--drain-timeout=20s"};
+    std::vector<std::string> arguments{"--listen=127.0.0.1:0",
+                                       "--http=127.0.0.1:0",
+                                       "--admin-listen=127.0.0.1:0",
+                                       "--model-root=" + models_.path(),
+                                       "--device=cpu",
+                                       "--threads=1",
+                                       "--compute=f32",
+                                       "--kv-memory=64MiB",
+                                       "--drain-timeout=20s"};
     arguments.insert(arguments.end(), flags.begin(), flags.end());
     const auto options = ParseServeOptions(arguments, {});
     ASSERT_TRUE(options.ok()) << options.status();

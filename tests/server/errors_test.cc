@@ -33,7 +33,9 @@ TEST(ToRpcStatusTest, CarriesTheReasonAndNoRetryWhereItCannotHelp) {
 TEST(ToRpcStatusTest, RetryInfoComesWithUnavailableAndWhereAttached) {
   const auto delay = [](const absl::Status& status) {
     const auto retry = DetailOf<google::rpc::RetryInfo>(ToRpcStatus(status));
-    return retry.has_value() ? retry->retry_delay().seconds() * 1000 + retry->retry_delay().nanos() / 1'000'000 : -1;
+    return retry.has_value()
+               ? retry->retry_delay().seconds() * 1000 + retry->retry_delay().nanos() / 1'000'000
+               : -1;
   };
   EXPECT_EQ(delay(absl::UnavailableError("x")), 1000);
   EXPECT_EQ(delay(WithRetry(absl::ResourceExhaustedError("x"), absl::Milliseconds(2500))), 2500);
@@ -42,7 +44,8 @@ TEST(ToRpcStatusTest, RetryInfoComesWithUnavailableAndWhereAttached) {
 
 TEST(ToRpcStatusTest, EveryReasonIsInTheProto) {
   for (int code = 1; code <= 16; ++code) {
-    const std::string reason = ErrorReasonOf(absl::Status(static_cast<absl::StatusCode>(code), "x"));
+    const std::string reason =
+        ErrorReasonOf(absl::Status(static_cast<absl::StatusCode>(code), "x"));
     v1::ErrorReason parsed;
     EXPECT_TRUE(v1::ErrorReason_Parse("ERROR_REASON_" + reason, &parsed)) << reason;
   }

@@ -16,10 +16,11 @@ using ::testing::StartsWith;
 class HttpTest : public ::testing::Test {
  protected:
   HttpTest() {
-    auto server = HttpServer::Start("127.0.0.1:0", {.metrics = [] { return std::string("nibble_up 1\n"); },
-                                                    .live = [] { return true; },
-                                                    .ready = [this] { return ready_.load(); },
-                                                    .home = [] { return std::string("<h1>Nibble</h1>"); }});
+    auto server =
+        HttpServer::Start("127.0.0.1:0", {.metrics = [] { return std::string("nibble_up 1\n"); },
+                                          .live = [] { return true; },
+                                          .ready = [this] { return ready_.load(); },
+                                          .home = [] { return std::string("<h1>Nibble</h1>"); }});
     EXPECT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }
@@ -47,9 +48,11 @@ TEST_F(HttpTest, AnswersItsPathsAndNoOther) {
 }
 
 TEST_F(HttpTest, BodiesAreNotReadAndHeadersAreBounded) {
-  EXPECT_THAT(Exchange(server_->address(), "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\nx"),
+  EXPECT_THAT(Exchange(server_->address(),
+                       "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\nx"),
               StartsWith("HTTP/1.1 405"));
-  EXPECT_THAT(Exchange(server_->address(), "GET /" + std::string(100'000, 'a') + " HTTP/1.1\r\nHost: x\r\n\r\n"),
+  EXPECT_THAT(Exchange(server_->address(),
+                       "GET /" + std::string(100'000, 'a') + " HTTP/1.1\r\nHost: x\r\n\r\n"),
               Not(HasSubstr("200")));
   EXPECT_THAT(Fetch("/livez"), StartsWith("HTTP/1.1 200"));
 }
@@ -67,7 +70,8 @@ TEST(HttpStartTest, RefusesWhatIsNoAddressAndPortsInUse) {
   const auto start = [](const std::string& listen) {
     return HttpServer::Start(listen, {}).status().code();
   };
-  for (const char* bad : {"", "x", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:x"}) {
+  for (const char* bad :
+       {"", "x", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:x"}) {
     EXPECT_EQ(start(bad), absl::StatusCode::kInvalidArgument) << bad;
   }
   const auto first = HttpServer::Start("127.0.0.1:0", {});

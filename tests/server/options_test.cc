@@ -11,7 +11,8 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-std::string ErrorOf(const std::vector<std::string>& arguments, const std::vector<std::string>& environment = {}) {
+std::string ErrorOf(const std::vector<std::string>& arguments,
+                    const std::vector<std::string>& environment = {}) {
   const auto options = ParseServeOptions(arguments, environment);
   return options.ok() ? "OK" : std::string(options.status().message());
 }
@@ -30,7 +31,9 @@ TEST(ServeOptionsTest, DefaultsAreTheDocumentedOnes) {
 
 TEST(ServeOptionsTest, FlagBeatsEnvironmentBeatsFileBeatsDefault) {
   TempDir dir;
-  dir.Write("c.yaml", "max-queue: 1\nthreads: 1\nlisten: file:1\nmodels:\n  - path: /m\n    kv-memory: 1GiB\n");
+  dir.Write(
+      "c.yaml",
+      "max-queue: 1\nthreads: 1\nlisten: file:1\nmodels:\n  - path: /m\n    kv-memory: 1GiB\n");
   const auto options = ParseServeOptions({"--config", dir.File("c.yaml"), "--max-queue=3"},
                                          {"NIBBLE_MAX_QUEUE=2", "NIBBLE_THREADS=2", "HOME=/"});
   ASSERT_TRUE(options.ok()) << options.status();
@@ -59,14 +62,17 @@ TEST(ServeOptionsTest, UnknownNamesSuggestTheNearest) {
   EXPECT_THAT(ErrorOf({"-x", "/m"}), HasSubstr("there is no flag \"-x\""));
   TempDir dir;
   dir.Write("c.yaml", "max_queue: 4\n");
-  EXPECT_THAT(ErrorOf({"--config", dir.File("c.yaml"), "/m"}), HasSubstr("c.yaml:1: there is no setting"));
-  EXPECT_THAT(ErrorOf({"--config", dir.File("c.yaml"), "/m"}), HasSubstr("did you mean max-queue?"));
+  EXPECT_THAT(ErrorOf({"--config", dir.File("c.yaml"), "/m"}),
+              HasSubstr("c.yaml:1: there is no setting"));
+  EXPECT_THAT(ErrorOf({"--config", dir.File("c.yaml"), "/m"}),
+              HasSubstr("did you mean max-queue?"));
 }
 
 TEST(ServeOptionsTest, BrokenFilesAreRefused) {
   TempDir dir;
-  for (const char* text : {"listen: [1, 2]\n", "- a\n", "listen: a\nlisten: b\n", "models: x\n", "a: b: c\n",
-                           "models:\n  - name: x\n", "models:\n  - path: /m\n    kv-memry: 1\n"}) {
+  for (const char* text :
+       {"listen: [1, 2]\n", "- a\n", "listen: a\nlisten: b\n", "models: x\n", "a: b: c\n",
+        "models:\n  - name: x\n", "models:\n  - path: /m\n    kv-memry: 1\n"}) {
     dir.Write("c.yaml", text);
     EXPECT_THAT(ErrorOf({"--config", dir.File("c.yaml"), "/m"}), HasSubstr("c.yaml")) << text;
   }
@@ -74,8 +80,9 @@ TEST(ServeOptionsTest, BrokenFilesAreRefused) {
 }
 
 TEST(ServeOptionsTest, UnknownVariablesWarnAndKubernetesOnesDoNot) {
-  const auto options = ParseServeOptions({"/m"}, {"NIBBLE_LISTN=x", "NIBBLE_PORT=tcp://10.0.0.1:50051",
-                                                  "NIBBLE_PORT_50051_TCP_ADDR=10.0.0.1", "NIBBLE_SERVICE_HOST=h"});
+  const auto options =
+      ParseServeOptions({"/m"}, {"NIBBLE_LISTN=x", "NIBBLE_PORT=tcp://10.0.0.1:50051",
+                                 "NIBBLE_PORT_50051_TCP_ADDR=10.0.0.1", "NIBBLE_SERVICE_HOST=h"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_THAT(options->warnings, ElementsAre(HasSubstr("did you mean NIBBLE_LISTEN?")));
 }
@@ -116,7 +123,8 @@ TEST(ByteSizeTest, HumanSizes) {
     EXPECT_FALSE(ParseByteSize(bad).ok()) << bad;
   }
   EXPECT_DOUBLE_EQ(std::get<Percent>(*ParseMemorySize("40%")).value, 40);
-  for (const char* bad : {"0%", "101%", "nan%", "%"}) EXPECT_FALSE(ParseMemorySize(bad).ok()) << bad;
+  for (const char* bad : {"0%", "101%", "nan%", "%"})
+    EXPECT_FALSE(ParseMemorySize(bad).ok()) << bad;
 }
 
 }  // namespace

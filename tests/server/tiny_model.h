@@ -1,4 +1,5 @@
-// A Llama checkpoint of two layers with random weights and a byte vocabulary, small enough to make in a test.
+// A Llama checkpoint of two layers with random weights and a byte vocabulary, small enough to make
+// in a test.
 #pragma once
 
 #include <cstdint>
@@ -14,12 +15,16 @@
 
 namespace nibble {
 
-inline constexpr int kTinyVocab = 260;  // 256 bytes, then <s>, </s>, <|turn|> and one that is not used
+inline constexpr int kTinyVocab =
+    260;  // 256 bytes, then <s>, </s>, <|turn|> and one that is not used
 inline constexpr int kTinyContext = 16384;
 
-// How a byte-level vocabulary spells a byte: printable Latin-1 as itself, the others from U+0100 on.
+// How a byte-level vocabulary spells a byte: printable Latin-1 as itself, the others from U+0100
+// on.
 inline std::string SpellByte(int byte) {
-  const auto printable = [](int b) { return (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174; };
+  const auto printable = [](int b) {
+    return (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
+  };
   int code = byte;
   if (!printable(byte)) {
     code = 256;
@@ -38,7 +43,8 @@ inline Json TinyTokenizer() {
     Json token;
     token.Set("id", id++);
     token.Set("content", content);
-    for (const char* flag : {"single_word", "lstrip", "rstrip", "normalized"}) token.Set(flag, false);
+    for (const char* flag : {"single_word", "lstrip", "rstrip", "normalized"})
+      token.Set(flag, false);
     token.Set("special", true);
     added.push_back(std::move(token));
   }
@@ -49,7 +55,8 @@ inline Json TinyTokenizer() {
   byte_level.Set("use_regex", true);
   Json model;
   model.Set("type", "BPE");
-  for (const char* absent : {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"}) {
+  for (const char* absent :
+       {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"}) {
     model.Set(absent, nullptr);
   }
   for (const char* flag : {"fuse_unk", "byte_fallback", "ignore_merges"}) model.Set(flag, false);
@@ -74,8 +81,10 @@ struct TinyModelOptions {
 };
 
 // Writes config.json, tokenizer.json, tokenizer_config.json and model.safetensors into `directory`.
-inline void WriteTinyModel(const std::filesystem::path& directory, const TinyModelOptions& options = {}) {
-  constexpr int kHidden = 64, kLayers = 2, kHeads = 4, kKvHeads = 2, kHeadDim = 16, kIntermediate = 96;
+inline void WriteTinyModel(const std::filesystem::path& directory,
+                           const TinyModelOptions& options = {}) {
+  constexpr int kHidden = 64, kLayers = 2, kHeads = 4, kKvHeads = 2, kHeadDim = 16,
+                kIntermediate = 96;
   std::filesystem::create_directories(directory);
   const auto write = [&](const char* name, const std::string& content) {
     std::ofstream(directory / name, std::ios::binary) << content;
@@ -107,10 +116,11 @@ inline void WriteTinyModel(const std::filesystem::path& directory, const TinyMod
   tokenizer_config.Set("bos_token", "<s>");
   tokenizer_config.Set("eos_token", "</s>");
   if (options.chat_template) {
-    tokenizer_config.Set("chat_template",
-                         "{% for m in messages %}{% if m.role == 'refuse' %}{{ raise_exception('no such role') }}"
-                         "{% endif %}<|turn|>{{ m.role }}:{{ m.content }}{% endfor %}"
-                         "{% if add_generation_prompt %}<|turn|>assistant:{% endif %}");
+    tokenizer_config.Set(
+        "chat_template",
+        "{% for m in messages %}{% if m.role == 'refuse' %}{{ raise_exception('no such role') }}"
+        "{% endif %}<|turn|>{{ m.role }}:{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|turn|>assistant:{% endif %}");
   }
   write("tokenizer_config.json", DumpJson(tokenizer_config));
 
@@ -120,7 +130,8 @@ inline void WriteTinyModel(const std::filesystem::path& directory, const TinyMod
   const auto add = [&](const std::string& name, std::vector<std::int64_t> shape) {
     std::int64_t size = 1;
     for (const std::int64_t dim : shape) size *= dim;
-    FloatTensor tensor{name, std::move(shape), std::vector<float>(static_cast<std::size_t>(size), 1.0f)};
+    FloatTensor tensor{name, std::move(shape),
+                       std::vector<float>(static_cast<std::size_t>(size), 1.0f)};
     if (tensor.shape.size() == 2) {
       for (float& value : tensor.values) value = normal(random);
     }

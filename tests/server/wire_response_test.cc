@@ -10,11 +10,13 @@ namespace {
 ChunkEvent HugeChunk() {
   ChunkEvent chunk;
   chunk.output_index = 3;
-  for (int i = 0; i < 700'000; ++i) chunk.text += "\xE2\x82\xAC";  // 3 bytes: no cut may fall inside
+  for (int i = 0; i < 700'000; ++i)
+    chunk.text += "\xE2\x82\xAC";  // 3 bytes: no cut may fall inside
   for (int i = 0; i < 20'000; ++i) {
     chunk.token_ids.push_back(i);
     TokenLogprob logprob{.token = i, .logprob = -1.0f, .bytes = "tok"};
-    for (int j = 0; j < 20; ++j) logprob.top.push_back({.token = j, .logprob = -2.0f, .bytes = "top"});
+    for (int j = 0; j < 20; ++j)
+      logprob.top.push_back({.token = j, .logprob = -2.0f, .bytes = "top"});
     chunk.logprobs.push_back(logprob);
   }
   return chunk;

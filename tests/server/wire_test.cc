@@ -45,7 +45,8 @@ std::vector<std::string> FieldsOf(const absl::Status& status) {
   for (const auto& detail : rpc.details()) {
     google::rpc::BadRequest bad_request;
     if (!detail.UnpackTo(&bad_request)) continue;
-    for (const auto& violation : bad_request.field_violations()) fields.push_back(violation.field());
+    for (const auto& violation : bad_request.field_violations())
+      fields.push_back(violation.field());
   }
   return fields;
 }
@@ -61,8 +62,10 @@ struct BadField {
 // gtest prints the parameter.
 void PrintTo(const BadField& bad, std::ostream* out) { *out << bad.field; }
 
-#define SPOIL(path, expression) \
-  BadField { path, [](v1::GenerateRequest& r) { expression; } }
+#define SPOIL(path, expression)                      \
+  BadField {                                         \
+    path, [](v1::GenerateRequest& r) { expression; } \
+  }
 
 class BadFieldTest : public ::testing::TestWithParam<BadField> {};
 
@@ -80,11 +83,13 @@ TEST_P(BadFieldTest, IsRefusedByName) {
 INSTANTIATE_TEST_SUITE_P(
     Prompt, BadFieldTest,
     ::testing::Values(SPOIL("prompt", r.clear_text()), SPOIL("text", r.set_text("")),
-                      SPOIL("text", r.set_text(std::string("a\0b", 3))), SPOIL("tokens.ids", r.mutable_tokens()),
+                      SPOIL("text", r.set_text(std::string("a\0b", 3))),
+                      SPOIL("tokens.ids", r.mutable_tokens()),
                       SPOIL("tokens.ids[0]", r.mutable_tokens()->add_ids(kTinyVocab)),
                       SPOIL("tokens.ids[0]", r.mutable_tokens()->add_ids(0xFFFFFFFF)),
                       SPOIL("chat.messages", r.mutable_chat()),
-                      SPOIL("chat.messages[0].role", r.mutable_chat()->add_messages()->set_content("x")),
+                      SPOIL("chat.messages[0].role",
+                            r.mutable_chat()->add_messages()->set_content("x")),
                       SPOIL("truncate_prompt_tokens", r.set_truncate_prompt_tokens(0)),
                       SPOIL("request_id", r.set_request_id(std::string(129, 'x'))),
                       SPOIL("request_id", r.set_request_id("a\nb")),
@@ -93,57 +98,60 @@ INSTANTIATE_TEST_SUITE_P(
 
 INSTANTIATE_TEST_SUITE_P(
     Sampling, BadFieldTest,
-    ::testing::Values(SPOIL("sampling.temperature", r.mutable_sampling()->set_temperature(kNan)),
-                      SPOIL("sampling.temperature", r.mutable_sampling()->set_temperature(kInf)),
-                      SPOIL("sampling.temperature", r.mutable_sampling()->set_temperature(-kInf)),
-                      SPOIL("sampling.temperature", r.mutable_sampling()->set_temperature(-0.0f)),
-                      SPOIL("sampling.temperature", r.mutable_sampling()->set_temperature(-1)),
-                      SPOIL("sampling.temperature", r.mutable_sampling()->set_temperature(101)),
-                      SPOIL("sampling.top_p", r.mutable_sampling()->set_top_p(kNan)),
-                      SPOIL("sampling.top_p", r.mutable_sampling()->set_top_p(0)),
-                      SPOIL("sampling.top_p", r.mutable_sampling()->set_top_p(1.0001f)),
-                      SPOIL("sampling.min_p", r.mutable_sampling()->set_min_p(kNan)),
-                      SPOIL("sampling.min_p", r.mutable_sampling()->set_min_p(-0.1f)),
-                      SPOIL("sampling.min_p", r.mutable_sampling()->set_min_p(1.1f)),
-                      SPOIL("sampling.repetition_penalty", r.mutable_sampling()->set_repetition_penalty(kNan)),
-                      SPOIL("sampling.repetition_penalty", r.mutable_sampling()->set_repetition_penalty(0)),
-                      SPOIL("sampling.repetition_penalty", r.mutable_sampling()->set_repetition_penalty(-1)),
-                      SPOIL("sampling.repetition_penalty", r.mutable_sampling()->set_repetition_penalty(1e38f)),
-                      SPOIL("sampling.presence_penalty", r.mutable_sampling()->set_presence_penalty(kNan)),
-                      SPOIL("sampling.presence_penalty", r.mutable_sampling()->set_presence_penalty(1e30f)),
-                      SPOIL("sampling.frequency_penalty", r.mutable_sampling()->set_frequency_penalty(kNan)),
-                      SPOIL("sampling.frequency_penalty", r.mutable_sampling()->set_frequency_penalty(-kInf)),
-                      SPOIL("sampling.logit_bias[7]", (*r.mutable_sampling()->mutable_logit_bias())[7] = kNan),
-                      SPOIL("sampling.logit_bias[7]", (*r.mutable_sampling()->mutable_logit_bias())[7] = kInf),
-                      SPOIL("sampling.logit_bias[260]", (*r.mutable_sampling()->mutable_logit_bias())[260] = 1),
-                      SPOIL("sampling.logit_bias[4294967295]",
-                            (*r.mutable_sampling()->mutable_logit_bias())[0xFFFFFFFF] = 1)));
+    ::testing::Values(
+        SPOIL("sampling.temperature", r.mutable_sampling()->set_temperature(kNan)),
+        SPOIL("sampling.temperature", r.mutable_sampling()->set_temperature(kInf)),
+        SPOIL("sampling.temperature", r.mutable_sampling()->set_temperature(-kInf)),
+        SPOIL("sampling.temperature", r.mutable_sampling()->set_temperature(-0.0f)),
+        SPOIL("sampling.temperature", r.mutable_sampling()->set_temperature(-1)),
+        SPOIL("sampling.temperature", r.mutable_sampling()->set_temperature(101)),
+        SPOIL("sampling.top_p", r.mutable_sampling()->set_top_p(kNan)),
+        SPOIL("sampling.top_p", r.mutable_sampling()->set_top_p(0)),
+        SPOIL("sampling.top_p", r.mutable_sampling()->set_top_p(1.0001f)),
+        SPOIL("sampling.min_p", r.mutable_sampling()->set_min_p(kNan)),
+        SPOIL("sampling.min_p", r.mutable_sampling()->set_min_p(-0.1f)),
+        SPOIL("sampling.min_p", r.mutable_sampling()->set_min_p(1.1f)),
+        SPOIL("sampling.repetition_penalty", r.mutable_sampling()->set_repetition_penalty(kNan)),
+        SPOIL("sampling.repetition_penalty", r.mutable_sampling()->set_repetition_penalty(0)),
+        SPOIL("sampling.repetition_penalty", r.mutable_sampling()->set_repetition_penalty(-1)),
+        SPOIL("sampling.repetition_penalty", r.mutable_sampling()->set_repetition_penalty(1e38f)),
+        SPOIL("sampling.presence_penalty", r.mutable_sampling()->set_presence_penalty(kNan)),
+        SPOIL("sampling.presence_penalty", r.mutable_sampling()->set_presence_penalty(1e30f)),
+        SPOIL("sampling.frequency_penalty", r.mutable_sampling()->set_frequency_penalty(kNan)),
+        SPOIL("sampling.frequency_penalty", r.mutable_sampling()->set_frequency_penalty(-kInf)),
+        SPOIL("sampling.logit_bias[7]", (*r.mutable_sampling()->mutable_logit_bias())[7] = kNan),
+        SPOIL("sampling.logit_bias[7]", (*r.mutable_sampling()->mutable_logit_bias())[7] = kInf),
+        SPOIL("sampling.logit_bias[260]", (*r.mutable_sampling()->mutable_logit_bias())[260] = 1),
+        SPOIL("sampling.logit_bias[4294967295]",
+              (*r.mutable_sampling()->mutable_logit_bias())[0xFFFFFFFF] = 1)));
 
 INSTANTIATE_TEST_SUITE_P(
     StoppingAndOutput, BadFieldTest,
-    ::testing::Values(SPOIL("stopping.min_tokens", r.mutable_stopping()->set_min_tokens(0xFFFFFFFF)),
-                      SPOIL("stopping.min_tokens",
-                            (r.mutable_stopping()->set_min_tokens(9), r.mutable_stopping()->set_max_tokens(8))),
-                      SPOIL("stopping.stop_strings[0]", r.mutable_stopping()->add_stop_strings("")),
-                      SPOIL("stopping.stop_strings[0]",
-                            r.mutable_stopping()->add_stop_strings(std::string(1 << 20, 'x'))),
-                      SPOIL("stopping.stop_strings",
-                            for (int i = 0; i < 10000; ++i) r.mutable_stopping()->add_stop_strings("x")),
-                      SPOIL("stopping.stop_token_ids[0]", r.mutable_stopping()->add_stop_token_ids(kTinyVocab)),
-                      SPOIL("stopping.stop_token_ids",
-                            for (int i = 0; i < 1000; ++i) r.mutable_stopping()->add_stop_token_ids(1)),
-                      SPOIL("stopping.max_duration", r.mutable_stopping()->mutable_max_duration()),
-                      SPOIL("stopping.max_duration", r.mutable_stopping()->mutable_max_duration()->set_seconds(-1)),
-                      SPOIL("stopping.max_duration",
-                            r.mutable_stopping()->mutable_max_duration()->set_seconds(INT64_MAX)),
-                      SPOIL("stopping.max_duration",
-                            r.mutable_stopping()->mutable_max_duration()->set_nanos(INT32_MIN)),
-                      SPOIL("output.num_outputs", r.mutable_output()->set_num_outputs(0)),
-                      SPOIL("output.num_outputs", r.mutable_output()->set_num_outputs(129)),
-                      SPOIL("output.num_outputs", r.mutable_output()->set_num_outputs(0xFFFFFFFF)),
-                      SPOIL("output.top_logprobs", r.mutable_output()->set_top_logprobs(21)),
-                      SPOIL("output.top_logprobs", r.mutable_output()->set_top_logprobs(0x80000000)),
-                      SPOIL("output.prompt_top_logprobs", r.mutable_output()->set_prompt_top_logprobs(21))));
+    ::testing::Values(
+        SPOIL("stopping.min_tokens", r.mutable_stopping()->set_min_tokens(0xFFFFFFFF)),
+        SPOIL("stopping.min_tokens",
+              (r.mutable_stopping()->set_min_tokens(9), r.mutable_stopping()->set_max_tokens(8))),
+        SPOIL("stopping.stop_strings[0]", r.mutable_stopping()->add_stop_strings("")),
+        SPOIL("stopping.stop_strings[0]",
+              r.mutable_stopping()->add_stop_strings(std::string(1 << 20, 'x'))),
+        SPOIL("stopping.stop_strings",
+              for (int i = 0; i < 10000; ++i) r.mutable_stopping()->add_stop_strings("x")),
+        SPOIL("stopping.stop_token_ids[0]", r.mutable_stopping()->add_stop_token_ids(kTinyVocab)),
+        SPOIL("stopping.stop_token_ids",
+              for (int i = 0; i < 1000; ++i) r.mutable_stopping()->add_stop_token_ids(1)),
+        SPOIL("stopping.max_duration", r.mutable_stopping()->mutable_max_duration()),
+        SPOIL("stopping.max_duration",
+              r.mutable_stopping()->mutable_max_duration()->set_seconds(-1)),
+        SPOIL("stopping.max_duration",
+              r.mutable_stopping()->mutable_max_duration()->set_seconds(INT64_MAX)),
+        SPOIL("stopping.max_duration",
+              r.mutable_stopping()->mutable_max_duration()->set_nanos(INT32_MIN)),
+        SPOIL("output.num_outputs", r.mutable_output()->set_num_outputs(0)),
+        SPOIL("output.num_outputs", r.mutable_output()->set_num_outputs(129)),
+        SPOIL("output.num_outputs", r.mutable_output()->set_num_outputs(0xFFFFFFFF)),
+        SPOIL("output.top_logprobs", r.mutable_output()->set_top_logprobs(21)),
+        SPOIL("output.top_logprobs", r.mutable_output()->set_top_logprobs(0x80000000)),
+        SPOIL("output.prompt_top_logprobs", r.mutable_output()->set_prompt_top_logprobs(21))));
 
 TEST(ValidateGenerateTest, UnsetFieldsTakeTheModelsDefaults) {
   const absl::StatusOr<Request> request = ValidateGenerate(GoodRequest(), TestModel());
@@ -199,7 +207,8 @@ TEST(ValidateGenerateTest, DefaultMaxTokensBindsMinTokens) {
   EXPECT_EQ(ValidateGenerate(proto, model)->stopping.max_tokens, 10u);
 
   proto.mutable_stopping()->set_min_tokens(11);
-  EXPECT_THAT(FieldsOf(ValidateGenerate(proto, model).status()), ElementsAre("stopping.min_tokens"));
+  EXPECT_THAT(FieldsOf(ValidateGenerate(proto, model).status()),
+              ElementsAre("stopping.min_tokens"));
 }
 
 TEST(ValidateGenerateTest, ConstraintIsUnimplemented) {
@@ -264,9 +273,10 @@ TEST(ChatVariablesTest, BuildsWhatTemplatesExpect) {
   const absl::StatusOr<Json> variables = ChatVariables(chat);
 
   ASSERT_TRUE(variables.ok()) << variables.status();
-  EXPECT_EQ(DumpJson(*variables->Find("messages")),
-            R"([{"role": "assistant", "content": "", "tool_calls": [{"id": "c1", "type": "function", )"
-            R"("function": {"name": "add", "arguments": {"a": 1}}}]}])");
+  EXPECT_EQ(
+      DumpJson(*variables->Find("messages")),
+      R"([{"role": "assistant", "content": "", "tool_calls": [{"id": "c1", "type": "function", )"
+      R"("function": {"name": "add", "arguments": {"a": 1}}}]}])");
   EXPECT_EQ(DumpJson(*variables->Find("tools")), R"([{"type": "function"}])");
   EXPECT_EQ(DumpJson(*variables->Find("n")), "12345678901");
   EXPECT_TRUE(variables->Find("add_generation_prompt")->AsBool());
@@ -294,7 +304,8 @@ TEST(ApplyLoadOptionsTest, NamesEveryWrongField) {
   options.set_quantize("int3");
   LoadSpec spec;
   EXPECT_THAT(FieldsOf(ApplyLoadOptions(options, &spec)),
-              ElementsAre("options.kv_memory_bytes", "options.max_context", "options.kv_dtype", "options.quantize"));
+              ElementsAre("options.kv_memory_bytes", "options.max_context", "options.kv_dtype",
+                          "options.quantize"));
 }
 
 }  // namespace
