@@ -22,9 +22,11 @@ constexpr char kRetryPayload[] = "type.nibble.dev/retry-milliseconds";
 // template renders it, and tokenized as plain text afterwards: a user cannot end their own turn.
 constexpr absl::string_view kOpen = "\xEF\xB7\x90";   // U+FDD0
 constexpr absl::string_view kClose = "\xEF\xB7\x91";  // U+FDD1
+// Where the last message ends, if it is to be continued: what the template writes after it is cut.
+constexpr absl::string_view kEnd = "\xEF\xB7\x92";  // U+FDD2
 
 std::string GuardText(absl::string_view text, const std::vector<std::string>& specials) {
-  const std::string clean = absl::StrReplaceAll(text, {{kOpen, ""}, {kClose, ""}});
+  const std::string clean = absl::StrReplaceAll(text, {{kOpen, ""}, {kClose, ""}, {kEnd, ""}});
   std::array<bool, 256> may_start{};
   for (const std::string& special : specials)
     may_start[static_cast<unsigned char>(special[0])] = true;
@@ -62,6 +64,28 @@ Json Guard(const Json& value, const std::vector<std::string>& specials) {
     return Json(std::move(guarded));
   }
   return value;
+}
+
+void MarkEndOfLastMessage(Json* variables) {
+  const Json* found = variables->Find("messages");
+  if (found == nullptr || !found->is_array() || found->AsArray().empty()) return;
+  Json messages = *found;
+  Json& last = messages.AsArray().back();
+  const Json* content = last.Find("content");
+  if (content == nullptr || !content->is_string()) return;
+  last.Set("content", absl::StrCat(content->AsString(), kEnd));
+  variables->Set("messages", std::move(messages));
+}
+
+absl::Status CutAfterLastMessage(std::string* rendered) {
+  const std::size_t end = rendered->rfind(kEnd.data(), std::string::npos, kEnd.size());
+  if (end == std::string::npos) {
+    return WithReason(absl::InvalidArgumentError(
+                          "the chat template leaves out the last message, so it cannot be continued"),
+                      "CHAT_TEMPLATE_REFUSED");
+  }
+  *rendered = absl::StrReplaceAll(rendered->substr(0, end), {{kEnd, ""}});
+  return absl::OkStatus();
 }
 
 struct Span {
@@ -126,12 +150,16 @@ absl::StatusOr<std::vector<std::int32_t>> ServedModel::RenderChat(
       all.Set(name, parse_special_in_messages ? value : Guard(value, special_texts));
     }
   }
+  const Json* continued = variables.Find("continue_final_message");
+  const bool continues = continued != nullptr && continued->is_bool() && continued->AsBool();
+  if (continues) MarkEndOfLastMessage(&all);
   const Json* tools = variables.Find("tools");
   const bool has_tools = tools != nullptr && tools->is_array() && !tools->AsArray().empty();
   const ChatTemplate& chosen =
       has_tools && tool_template != nullptr ? *tool_template : *chat_template;
   absl::StatusOr<std::string> rendered = chosen.Render(all, now);
   if (!rendered.ok()) return WithReason(std::move(rendered).status(), "CHAT_TEMPLATE_REFUSED");
+  if (continues) RETURN_IF_ERROR(CutAfterLastMessage(&*rendered));
 
   // Templates write bos themselves; adding it again is a classic mistake.
   std::vector<std::int32_t> tokens;

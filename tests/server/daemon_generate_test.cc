@@ -65,7 +65,7 @@ TEST_F(GenerateTest, EventsComeInOrder) {
 
 TEST_F(GenerateTest, EveryPromptKindAnswersTheSame) {
   ASSERT_NO_FATAL_FAILURE(Serve());
-  v1::GenerateRequest text = Ask("<|turn|>user:hi<|turn|>assistant:", 8);
+  v1::GenerateRequest text = Ask("<|turn|>user:hi\n<|turn|>assistant:", 8);
   text.set_parse_special_tokens(true);
   v1::GenerateRequest chat = Ask("", 8);
   v1::ChatMessage* message = chat.mutable_chat()->add_messages();
@@ -84,6 +84,26 @@ TEST_F(GenerateTest, EveryPromptKindAnswersTheSame) {
   EXPECT_EQ(ids.token_ids(0), 258u);
   EXPECT_EQ(Generate(chat).text, expected);
   EXPECT_EQ(Generate(tokens).text, expected);
+}
+
+TEST_F(GenerateTest, AContinuedMessageEndsWhereItsTextDoes) {
+  ASSERT_NO_FATAL_FAILURE(Serve());
+  v1::TokenizeRequest request;
+  for (const auto& [role, content] : {std::pair{"user", "hi"}, std::pair{"assistant", "Roses"}}) {
+    v1::ChatMessage* message = request.mutable_chat()->add_messages();
+    message->set_role(role);
+    message->set_content(content);
+  }
+  request.mutable_chat()->set_continue_last_message(true);
+  v1::TokenizeResponse ids;
+  grpc::ClientContext first, second;
+  ASSERT_TRUE(generation_->Tokenize(&first, request, &ids).ok());
+  v1::DetokenizeRequest detokenize;
+  *detokenize.mutable_token_ids() = ids.token_ids();
+  detokenize.set_keep_special_tokens(true);
+  v1::DetokenizeResponse text;
+  ASSERT_TRUE(generation_->Detokenize(&second, detokenize, &text).ok());
+  EXPECT_EQ(text.text(), "<|turn|>user:hi\n<|turn|>assistant:Roses");
 }
 
 TEST_F(GenerateTest, DetokenizeInvertsTokenize) {

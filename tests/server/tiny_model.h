@@ -119,7 +119,7 @@ inline void WriteTinyModel(const std::filesystem::path& directory,
     tokenizer_config.Set(
         "chat_template",
         "{% for m in messages %}{% if m.role == 'refuse' %}{{ raise_exception('no such role') }}"
-        "{% endif %}<|turn|>{{ m.role }}:{{ m.content }}{% endfor %}"
+        "{% endif %}<|turn|>{{ m.role }}:{{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}<|turn|>assistant:{% endif %}");
   }
   write("tokenizer_config.json", DumpJson(tokenizer_config));
