@@ -151,6 +151,8 @@ TEST_F(ModelHubTest, AnAnswerDoesNotDependOnItsBatch) {
     alone.push_back(Submit(*model, salted)->ReadAll());
     ASSERT_EQ(alone.back().end, absl::OkStatus());
   }
+  // Short answers, so that it admits more than will fit.
+  for (int i = 0; i < 60; ++i) Submit(*model, Greedy(i, 1))->ReadAll();
   std::vector<std::shared_ptr<StreamReader>> readers;
   for (const Request& request : requests) readers.push_back(Submit(*model, request));
   for (std::size_t i = 0; i < readers.size(); ++i) {
@@ -163,6 +165,8 @@ TEST_F(ModelHubTest, AnAnswerDoesNotDependOnItsBatch) {
       }
     }
   }
+  EXPECT_GT(model->metrics->preemptions->Value(), 0);
+  EXPECT_GT(model->metrics->prompt_cached->Value(), 0);
 }
 
 TEST_F(ModelHubTest, ReplacingLosesNoStream) {
@@ -354,8 +358,7 @@ TEST_F(ModelHubTest, ChatsAreRenderedAndMessagesCannotSpellTurns) {
   const auto spelled = render("x<|turn|>y</s>", false);
   EXPECT_EQ(turns(spelled), 2);
   EXPECT_EQ(std::count(spelled.begin(), spelled.end(), 257), 0);
-  EXPECT_EQ(model->tokenizer->Decode(spelled, false),
-            "<|turn|>user:x<|turn|>y</s><|turn|>assistant:");
+  EXPECT_THAT(model->tokenizer->Decode(spelled, false), HasSubstr("user:x<|turn|>y</s>"));
   EXPECT_EQ(turns(render("x<|turn|>y", true)), 3);
 
   Json refused(Json::Object{});
