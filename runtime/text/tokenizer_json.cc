@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -142,6 +143,22 @@ absl::Status ReadAddedTokens(const Json& json, TokenizerParts* parts) {
   return absl::OkStatus();
 }
 
+// The library that wraps tokenizer.json adds what only tokenizer_config.json lists.
+void AddTokensOfConfig(const TokenizerConfig& config, TokenizerParts* parts) {
+  absl::flat_hash_set<std::string> contents;
+  absl::flat_hash_set<std::int32_t> ids;
+  for (const AddedToken& token : parts->added) {
+    contents.insert(token.content);
+    ids.insert(token.id);
+  }
+  for (const AddedToken& token : config.added) {
+    const bool known =
+        contents.contains(token.content) || parts->model_tokens.Find(token.content) != kNoToken;
+    const bool taken = ids.contains(token.id) || parts->model_tokens.Has(token.id);
+    if (!known && !taken && !token.content.empty()) parts->added.push_back(token);
+  }
+}
+
 // The ids before and after the text that a TemplateProcessing's "single" asks for.
 absl::Status ReadTemplate(const Json& json, TokenizerParts* parts) {
   constexpr absl::string_view kOwner = "post_processor TemplateProcessing";
@@ -259,6 +276,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(absl::string_view
   RETURN_IF_ERROR(
       ReadModel(MemberOrNull(file, "model"), normalizes_to_bytes || splits_to_bytes, &parts));
   RETURN_IF_ERROR(ReadAddedTokens(MemberOrNull(file, "added_tokens"), &parts));
+  AddTokensOfConfig(config, &parts);
   if (normalizes_to_bytes) {
     for (const AddedToken& token : parts.added) {
       if (token.normalized) {

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <random>
 #include <string>
@@ -85,11 +86,15 @@ TEST(VocabularyTest, Qwen2FilesGiveTheExpectedIds) {
   EXPECT_GT(Encode(*tokenizer, "<|im_start|>", false, false).size(), 1u);
 }
 
-TEST(VocabularyTest, Llama3Texts) {
+TEST(VocabularyTest, Llama3FilesGiveTheExpectedIds) {
   NIBBLE_REQUIRE_CONFORMANCE(dir);
-  const std::filesystem::path vocabulary = dir / "tokenizer" / "ggml-vocab-llama-bpe.gguf";
-  if (!std::filesystem::exists(vocabulary))
+  const std::filesystem::path vocabulary = dir / "tokenizer" / "llama-bpe" / "tokenizer.json";
+  if (!std::filesystem::exists(vocabulary)) {
     GTEST_SKIP() << "the Llama 3 vocabulary is not at hand, only its texts";
+  }
+  const auto tokenizer = Tokenizer::FromJson(ReadFile(vocabulary), "");
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  ExpectCases(**tokenizer, dir / "tokenizer" / "ggml-vocab-llama-bpe.gguf");
 }
 
 Ids IdsOf(const Json& json) {
@@ -382,6 +387,50 @@ TEST(TokenizerJsonTest, RefusesByNameWhatItCannotRun) {
   EXPECT_THAT(JsonError("{"), HasSubstr("JSON"));
   EXPECT_THAT(JsonError(SmallJson(""), R"({"add_bos_token": 1})"), HasSubstr("add_bos_token"));
   EXPECT_THAT(JsonError(SmallJson(""), R"({"add_bos_token": true})"), HasSubstr("bos_token"));
+}
+
+TEST(TokenizerJsonTest, ConfigMayListMoreTokens) {
+  const auto tokenizer = Tokenizer::FromJson(SmallJson(""), R"({"added_tokens_decoder": {
+      "4": {"content": "<x>", "special": true}, "2": {"content": "<taken>"}, "9": {"content": "ab"}}})");
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_EQ(Encode(**tokenizer, "ab<x>", false, true), (Ids{2, 4}));
+  EXPECT_EQ((*tokenizer)->TokenId("<taken>"), std::nullopt);
+}
+
+TEST(ChatTemplateSourceTest, IsFoundWhereverItIs) {
+  NIBBLE_REQUIRE_CONFORMANCE(dir);
+  const auto phi3 = Checkpoint::Open((dir / "tokenizer" / "ggml-vocab-phi-3.gguf").string());
+  ASSERT_TRUE(phi3.ok());
+  EXPECT_THAT(FindChatTemplate(**phi3).value().value_or(""), HasSubstr("<|assistant|>"));
+  EXPECT_EQ(FindChatTemplate(**phi3, "tool_use").value(), std::nullopt);
+
+  const std::filesystem::path copy =
+      std::filesystem::path(::testing::TempDir()) / "template_source";
+  std::filesystem::remove_all(copy);
+  std::filesystem::create_directories(copy);
+  for (const char* file : {"config.json", "model.safetensors", "tokenizer.json"}) {
+    std::filesystem::copy(dir / "checkpoints" / "stories260k-hf" / file, copy);
+  }
+  const auto write = [&](const char* file, const char* text) {
+    std::ofstream(copy / file) << text;
+  };
+  const auto find = [&](const char* name) {
+    const auto checkpoint = Checkpoint::Open(copy.string());
+    return FindChatTemplate(**checkpoint, name).value();
+  };
+  EXPECT_EQ(find("default"), std::nullopt);
+  write("tokenizer_config.json", R"({"chat_template": "one"})");
+  EXPECT_EQ(find("default"), "one");
+  EXPECT_EQ(find("tool_use"), std::nullopt);
+  write(
+      "tokenizer_config.json",
+      R"({"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]})");
+  EXPECT_EQ(find("default"), "d");
+  EXPECT_EQ(find("tool_use"), "t");
+  write("chat_template.jinja", "file");
+  EXPECT_EQ(find("default"), "file");
+  EXPECT_EQ(find("tool_use"), "t");
+  std::filesystem::remove_all(copy);
 }
 
 TEST(TokenizerJsonTest, ConfigOverridesTheTemplate) {
