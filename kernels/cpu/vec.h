@@ -11,8 +11,16 @@
 #include <cstdint>
 #include <cstring>
 
+// Where a call in the innermost loop would cost more than the work.
+#define NIBBLE_INLINE inline __attribute__((always_inline))
+
 namespace nibble::cpu {
 namespace {
+
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
 
 #if defined(__AVX512F__)
 
