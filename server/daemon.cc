@@ -76,9 +76,16 @@ absl::Status Daemon::Start() {
                        .credentials = credentials,
                        .max_connection_age = options_.max_connection_age,
                        .queues = RpcQueues()};
-  ASSIGN_OR_RETURN(rpc_, RpcServer::Start(rpc, {MakeGenerationService(&state_, &prepare_pool_),
-                                                MakeModelService(&state_),
-                                                MakeHealthService(&state_, &watchers_)}));
+  absl::StatusOr<std::unique_ptr<RpcServer>> started =
+      RpcServer::Start(rpc, {MakeGenerationService(&state_, &prepare_pool_),
+                             MakeModelService(&state_), MakeHealthService(&state_, &watchers_)});
+  if (!started.ok() && !options_.tls_cert.empty()) {
+    return absl::Status(started.status().code(),
+                        absl::StrCat(std::string(started.status().message()),
+                                     "; or --tls-cert and --tls-key do not belong together"));
+  }
+  RETURN_IF_ERROR(started.status());
+  rpc_ = *std::move(started);
   if (!options_.admin_listen.empty()) RETURN_IF_ERROR(StartAdmin(credentials));
   if (!options_.http.empty() && options_.http != "off") {
     HttpPages pages{.metrics = [this] { return metrics_.Scrape(); },
@@ -170,7 +177,12 @@ void Daemon::Watch() {
       }
       watchers_.Notify();
     }
+    const bool hangs = !live && Hangs();
     lock.lock();
+    if (hangs && lost_.ok()) {
+      lost_ = absl::InternalError("an engine hangs");
+      changed_.notify_all();
+    }
   }
 }
 
@@ -203,6 +215,7 @@ Daemon::~Daemon() {
     changed_.notify_all();
   }
   if (heartbeat_.joinable()) heartbeat_.join();
+  hub_.Drain(absl::Now());  // whoever did not drain ends what still runs
   watchers_.End();
   for (RpcServer* server : {admin_rpc_.get(), rpc_.get()}) {
     if (server != nullptr) server->Shutdown(absl::Now() + kLastWrites);

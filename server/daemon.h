@@ -23,6 +23,8 @@
 
 namespace nibble {
 
+inline constexpr absl::Duration kHangLimit = absl::Minutes(2);
+
 // Progress of one start-up model. Any thread.
 using StartupProgress = std::function<void(const std::string& model, const std::string& stage,
                                            std::int64_t done, std::int64_t total)>;
@@ -44,8 +46,10 @@ class Daemon {
   // --- any thread ---
   // NOT_SERVING, new requests are refused, loads are cancelled, Wait returns.
   void Stop();
-  // Until Stop, or a device is lost: then Internal.
+  // Until Stop, or a device is lost or an engine hangs: then Internal.
   absl::Status Wait();
+  // Whether an engine has not moved for so long that it never will: joining it would hang too.
+  bool Hangs() const { return !hub_.Alive(kHangLimit); }
 
   // Calls Stop, lets streams end for as long as `timeout`, then ends them.
   void Drain(absl::Duration timeout);

@@ -191,6 +191,10 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const RpcServerOptio
   int port = 0;
   builder.AddListeningPort(options.listen, options.credentials, &port);
   builder.SetMaxReceiveMessageSize(kMaxRequestBytes);
+  // A compressed message is inflated before its size is checked, so four megabytes could become
+  // four gigabytes.
+  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
+  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT,
                              0);  // a second daemon on the port is an error
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxConcurrentStreams);

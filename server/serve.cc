@@ -77,7 +77,10 @@ int Serve(const ServeOptions& options, bool on_terminal) {
       [&display](const std::string& model, const std::string& stage, std::int64_t done,
                  std::int64_t total) { display.Show(model, stage, done, total); });
   display.Clear();
-  if (!daemon.state().CheckAccepting().ok()) return kDone;  // told to stop while loading
+  if (!daemon.state().CheckAccepting().ok()) {  // told to stop while loading
+    daemon.Drain(options.drain_timeout);
+    return kDone;
+  }
   if (!loaded.ok()) return Fail(kModelUnusable, loaded);
 
   std::printf("%s\n", ReadyLine(daemon, options, absl::Now() - begin).c_str());
@@ -85,6 +88,7 @@ int Serve(const ServeOptions& options, bool on_terminal) {
   NotifyServiceManager("READY=1");
 
   const absl::Status lost = daemon.Wait();
+  if (daemon.Hangs()) _exit(kDeviceLost);  // health has said so; nothing here can be ended in order
   NotifyServiceManager("STOPPING=1");
   daemon.Drain(lost.ok() ? options.drain_timeout : kLostDrainTimeout);
   return lost.ok() ? kDone : kDeviceLost;

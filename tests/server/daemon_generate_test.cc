@@ -225,6 +225,15 @@ TEST_F(RefusalTest, BytesThatDoNotParseAreInvalid) {
   EXPECT_TRUE(Generate(Ask("still here", 1)).status.ok());
 }
 
+TEST_F(RefusalTest, CompressedRequestsAreRefusedBeforeTheyInflate) {
+  ASSERT_NO_FATAL_FAILURE(Serve());
+  grpc::ClientContext context;
+  context.set_compression_algorithm(GRPC_COMPRESS_GZIP);
+  const Answer answer = Generate(Ask(std::string(3 << 20, 'x'), 1), &context);
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_TRUE(Generate(Ask("still here", 1)).status.ok());
+}
+
 // gRPC retries a call only when its refusal is Trailers-Only, so a retried refusal is the proof
 // that it was.
 TEST_F(RefusalTest, RefusalsAreTrailersOnly) {
