@@ -26,6 +26,8 @@ constexpr FormatRow kFormats[] = {
     {"awq", OpenAwq},
     {"bitsandbytes", OpenBitsandbytes},
     {"compressed-tensors", OpenCompressedTensors},
+    {"fp8", OpenFp8},
+    {"fbgemm_fp8", OpenFp8},
 };
 
 // Whether most bytes are floats of 16 or 32 bits.

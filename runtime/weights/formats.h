@@ -19,6 +19,7 @@ OpenedFormat OpenGptq(const Checkpoint& checkpoint, const QuantConfig& quant);
 OpenedFormat OpenAutoRound(const Checkpoint& checkpoint, const QuantConfig& quant);
 OpenedFormat OpenAwq(const Checkpoint& checkpoint, const QuantConfig& quant);
 OpenedFormat OpenBitsandbytes(const Checkpoint& checkpoint, const QuantConfig& quant);
+OpenedFormat OpenFp8(const Checkpoint& checkpoint, const QuantConfig& quant);
 OpenedFormat OpenCompressedTensors(const Checkpoint& checkpoint, const QuantConfig& quant);
 
 // LAYER.weight as it is stored: what most formats leave some layers in.

@@ -553,6 +553,35 @@ std::vector<FormatCase> CompressedTensorsCases() {
   };
 }
 
+// ---- FP8
+
+std::vector<FormatCase> Fp8Cases() {
+  const TestTensor weight = {
+      "m.layer.weight", "F8_E4M3", {2, 2}, std::string("\x38\xb8\x7e\x01", 4)};
+  return {
+      {"Fp8Dynamic",
+       Config(R"("quant_method":"fp8","activation_scheme":"dynamic")"),
+       {weight, {"m.layer.weight_scale", "F32", {}, Raw(2.0f)}},
+       "fp8 dynamic",
+       "row8 fp8 dynamic",
+       {2, -2, 896, 0x1p-8f}},
+      {"Fp8Static",
+       Config(R"("quant_method":"fp8","activation_scheme":"static")"),
+       {weight,
+        {"m.layer.weight_scale", "F32", {1}, Raw(2.0f)},
+        {"m.layer.input_scale", "F32", {1}, Raw(0.5f)}},
+       "fp8 static",
+       "row8 fp8 static",
+       {2, -2, 896, 0x1p-8f}},
+      {"Fp8Rows",
+       Config(R"("quant_method":"fbgemm_fp8","activation_scale_ub":1200.0)"),
+       {weight, {"m.layer.weight_scale", "F32", {2, 1}, Raw(std::vector<float>{1, 4})}},
+       "fp8 dynamic",
+       "row8 fp8 dynamic",
+       {1, -1, 1792, 0x1p-7f}},
+  };
+}
+
 // ---- at load
 
 std::vector<FormatCase> AtLoadCases() {
@@ -606,6 +635,7 @@ INSTANTIATE_TEST_SUITE_P(Bitsandbytes, FormatTest, testing::ValuesIn(Bitsandbyte
                          kCaseName);
 INSTANTIATE_TEST_SUITE_P(CompressedTensors, FormatTest, testing::ValuesIn(CompressedTensorsCases()),
                          kCaseName);
+INSTANTIATE_TEST_SUITE_P(Fp8, FormatTest, testing::ValuesIn(Fp8Cases()), kCaseName);
 INSTANTIATE_TEST_SUITE_P(AtLoad, FormatTest, testing::ValuesIn(AtLoadCases()), kCaseName);
 
 }  // namespace
