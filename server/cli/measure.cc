@@ -1,0 +1,173 @@
+#include "server/cli/measure.h"
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <variant>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "runtime/base/status.h"
+#include "runtime/engine/submit_queue.h"
+#include "runtime/engine/token_stream.h"
+#include "server/cli/answer_source.h"
+
+namespace nibble {
+namespace {
+
+constexpr std::size_t kMaxStreamBytes = 16 << 20;
+
+// splitmix64
+std::uint64_t NextRandom(std::uint64_t* state) {
+  std::uint64_t z = *state += 0x9E3779B97F4A7C15;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
+  return z ^ (z >> 31);
+}
+
+Json ToJson(const Spread& spread) {
+  Json json;
+  json.Set("median", spread.median);
+  json.Set("low", spread.low);
+  json.Set("high", spread.high);
+  return json;
+}
+
+}  // namespace
+
+Spread SpreadOf(std::vector<double> samples) {
+  std::sort(samples.begin(), samples.end());
+  const std::size_t middle = samples.size() / 2;
+  const double median =
+      samples.size() % 2 == 1 ? samples[middle] : (samples[middle - 1] + samples[middle]) / 2;
+  return {median, samples.front(), samples.back()};
+}
+
+double RateWhileAllRun(const std::vector<Timeline>& timelines) {
+  absl::Time begin = absl::InfinitePast();
+  absl::Time end = absl::InfiniteFuture();
+  for (const Timeline& timeline : timelines) {
+    if (timeline.empty()) return 0;
+    begin = std::max(begin, timeline.front().first);
+    end = std::min(end, timeline.back().first);
+  }
+  if (end <= begin) return 0;
+  std::int64_t tokens = 0;
+  for (const Timeline& timeline : timelines) {
+    for (const auto& [at, count] : timeline) tokens += at > begin && at <= end ? count : 0;
+  }
+  return static_cast<double>(tokens) / absl::ToDoubleSeconds(end - begin);
+}
+
+std::vector<std::int32_t> Measurement::RandomPrompt(std::int32_t tokens) {
+  std::vector<std::int32_t> prompt;
+  while (static_cast<std::int32_t>(prompt.size()) < tokens) {
+    const auto token = static_cast<std::int32_t>(NextRandom(&random_state_) %
+                                                 static_cast<std::uint64_t>(model_->info.vocab));
+    if (!model_->tokenizer->IsSpecial(token)) prompt.push_back(token);
+  }
+  return prompt;
+}
+
+absl::StatusOr<std::vector<Timeline>> Measurement::Run(std::int32_t batch,
+                                                       std::int32_t prompt_tokens,
+                                                       std::int32_t output_tokens,
+                                                       absl::Time* submitted) {
+  const auto signal = std::make_shared<StreamSignal>();
+  std::vector<std::shared_ptr<TokenStream>> streams;
+  std::vector<Request> requests;
+  for (std::int32_t i = 0; i < batch; ++i) {
+    Request request;
+    request.prompt = RandomPrompt(prompt_tokens);
+    request.sampling.temperature = 0;
+    request.stopping.max_tokens = static_cast<std::uint32_t>(output_tokens);
+    request.stopping.ignore_eos = true;
+    request.output.output_token_ids = true;
+    request.cache_salt = absl::StrCat("bench ", ++requests_);
+    requests.push_back(std::move(request));
+    streams.push_back(std::make_shared<TokenStream>(kMaxStreamBytes));
+    streams.back()->SetWaker(signal);
+  }
+  *submitted = MonotonicNow();
+  for (std::size_t i = 0; i < streams.size(); ++i) {
+    const absl::Status taken = model_->Submit(std::move(requests[i]), streams[i]);
+    if (taken.ok()) continue;
+    for (const auto& stream : streams) stream->Cancel();
+    return taken;
+  }
+
+  std::vector<Timeline> timelines(streams.size());
+  std::vector<std::optional<absl::Status>> ends(streams.size());
+  for (std::size_t open = streams.size(); open > 0;) {
+    signal->Wait();
+    const absl::Time now = MonotonicNow();
+    for (std::size_t i = 0; i < streams.size(); ++i) {
+      if (ends[i].has_value()) continue;
+      while (const std::optional<StreamEvent> event = streams[i]->Pop(&ends[i])) {
+        const auto* chunk = std::get_if<ChunkEvent>(&*event);
+        if (chunk == nullptr || chunk->token_ids.empty()) continue;
+        timelines[i].emplace_back(now, static_cast<std::int32_t>(chunk->token_ids.size()));
+      }
+      open -= ends[i].has_value() ? 1 : 0;
+    }
+  }
+  for (const std::optional<absl::Status>& end : ends) RETURN_IF_ERROR(*end);
+  return timelines;
+}
+
+absl::StatusOr<PrefillResult> Measurement::Prefill(std::int32_t tokens, int repeats) {
+  std::vector<double> seconds;
+  for (int run = 0; run <= repeats; ++run) {
+    absl::Time submitted;
+    ASSIGN_OR_RETURN(const std::vector<Timeline> timelines, Run(1, tokens, 1, &submitted));
+    if (timelines[0].empty()) return absl::InternalError("a prompt ended without a token");
+    if (run > 0) seconds.push_back(absl::ToDoubleSeconds(timelines[0][0].first - submitted));
+  }
+  PrefillResult result;
+  result.tokens = tokens;
+  result.first_token_seconds = SpreadOf(seconds);
+  for (double& one : seconds) one = tokens / one;
+  result.tokens_per_second = SpreadOf(seconds);
+  return result;
+}
+
+absl::StatusOr<DecodeResult> Measurement::Decode(std::int32_t batch, std::int32_t prompt_tokens,
+                                                 std::int32_t output_tokens, int repeats) {
+  std::vector<double> rates;
+  for (int run = 0; run <= repeats; ++run) {
+    absl::Time submitted;
+    ASSIGN_OR_RETURN(const std::vector<Timeline> timelines,
+                     Run(batch, prompt_tokens, output_tokens, &submitted));
+    const double rate = RateWhileAllRun(timelines);
+    if (rate <= 0) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "the ", batch,
+          " sequences never decoded all at once; raise --output-tokens or lower --batches"));
+    }
+    if (run > 0) rates.push_back(rate);
+  }
+  DecodeResult result;
+  result.batch = batch;
+  result.tokens_per_second = SpreadOf(rates);
+  for (double& one : rates) one = batch / one;
+  result.step_seconds = SpreadOf(rates);
+  return result;
+}
+
+Json ToJson(const PrefillResult& result) {
+  Json json;
+  json.Set("tokens", std::int64_t{result.tokens});
+  json.Set("tokens_per_second", ToJson(result.tokens_per_second));
+  json.Set("first_token_seconds", ToJson(result.first_token_seconds));
+  return json;
+}
+
+Json ToJson(const DecodeResult& result) {
+  Json json;
+  json.Set("batch", std::int64_t{result.batch});
+  json.Set("tokens_per_second", ToJson(result.tokens_per_second));
+  json.Set("step_seconds", ToJson(result.step_seconds));
+  return json;
+}
+
+}  // namespace nibble
