@@ -182,4 +182,48 @@ std::int64_t DecodeWorkspaceBytes(const AttentionArgs& args);
 cudaError_t DecodeAttention(const AttentionArgs& args, LaunchOptions options);
 cudaError_t PrefillAttention(const AttentionArgs& args, LaunchOptions options);
 
+// ---- Sampling ----------------------------------------------------------------------------------------------
+
+// A token's history in one slot: how often it was generated (saturating), and whether the prompt holds it.
+inline constexpr std::uint16_t kHistoryInPrompt = 0x8000;
+inline constexpr std::uint16_t kHistoryCount = 0x7fff;
+
+struct SampleRow {
+  std::int32_t slot = 0;
+  std::int32_t output_position = 0;
+  std::int32_t score_token = -1;   // >= 0: report this id's log-probability
+  std::int32_t top_logprobs = -1;  // of scored rows
+  bool sample = true;
+};
+
+// Sparse parameters of a slot; device pointers.
+struct SlotLists {
+  const std::int32_t* bias_ids = nullptr;
+  const float* bias_values = nullptr;
+  const std::int32_t* banned = nullptr;
+  std::int32_t bias_count = 0, banned_count = 0;
+};
+
+struct SampledToken {
+  std::int32_t token;
+  float logprob;
+  std::int32_t bad_logits;
+  std::int32_t num_top;
+  std::int32_t top_tokens[kMaxTopLogprobs];
+  float top_logprobs[kMaxTopLogprobs];
+};
+
+struct SampleArgs {
+  float* logits = nullptr;                 // f32[count, ld_logits]; overwritten
+  std::int64_t ld_logits = 0;
+  int vocab = 0, count = 0;
+  const SampleRow* rows = nullptr;         // [count]
+  const SamplingParams* params = nullptr;  // [slots]
+  const SlotLists* lists = nullptr;        // [slots], or null
+  std::uint16_t* history = nullptr;        // [slots, vocab], or null: no penalties; the sampled token is counted
+  std::int32_t* last_tokens = nullptr;     // [slots]
+  SampledToken* results = nullptr;         // [count]
+};
+cudaError_t Sample(const SampleArgs& args, LaunchOptions options);
+
 }  // namespace nibble::cuda

@@ -33,7 +33,7 @@ bool PlaceShared(const ProductArgs& args, int token_tiles, StreamGeometry* geome
     return p.partial_offset + buffers(flush) * flush * (tile_bytes + exchange_bytes);
   };
   p.flush = p.tiles_per_cluster + p.tiles_per_cluster % 2;
-  while (p.flush > 2 && total(p.flush) > kSharedLimit) p.flush -= 2;
+  while (p.flush > 2 && (total(p.flush) > kSharedLimit || p.flush * args.m > 4000)) p.flush -= 2;
   if (total(p.flush) > kSharedLimit) return false;
   p.buffer_floats = p.flush * tile_bytes / 4;
   p.exchange_offset = p.partial_offset + buffers(p.flush) * p.flush * tile_bytes;
@@ -77,7 +77,9 @@ cudaError_t LaunchPass(const ProductArgs& args, StreamPlan plan, int sms, cudaSt
   if (plan.cluster == 0) {
     while (cluster < 8 && tiles * cluster * 2 <= sms && units >= cluster * 16) cluster *= 2;
   }
+  p.by_m = (65536 + args.m - 1) / args.m;
   for (; cluster <= 8; cluster *= 2) {
+    p.cluster_shift = cluster == 1 ? 0 : cluster == 2 ? 1 : cluster == 4 ? 2 : 3;
     // GPCs hold 14 to 18 SMs, so not every SM finds a place in a cluster of 4 or 8.
     const int clusters = cluster <= 2 ? sms / cluster : cluster == 4 ? (sms - 8) / 4 : (sms - 16) / 8;
     const int tile_step = args.output == Output::kGlu ? 2 : 1;

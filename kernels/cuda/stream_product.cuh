@@ -28,6 +28,8 @@ constexpr int StreamDepth(int bits) { return bits >= 5 ? 1 : 2; }
 struct StreamParams {
   const std::uint8_t* blocks;
   int block_bytes, units, tiles;
+  int cluster_shift;             // log2 of the blocks of a cluster
+  std::uint32_t by_m;            // ceil(2^16 / m): q / m = q * by_m >> 16 for q < 4096
   int tiles_per_cluster, flush;  // tiles of a cluster; tiles between reductions, even
   OffsetMode offset;
   float zero, multiplier;
@@ -55,7 +57,7 @@ struct StreamParams {
 template <typename T>
 __device__ __forceinline__ void FlushTiles(const StreamParams& p, const float* partial, float* exchange,
                                            const float* rstd, int first, int count, std::uint32_t rank,
-                                           std::uint32_t cluster, float residual0, float weight0) {
+                                           std::uint32_t cluster, bool first_flush, float residual0, float weight0) {
   __syncthreads();
   const int row = threadIdx.x % 16;
   const auto block_sum = [&](int tile, int token) {
@@ -67,7 +69,8 @@ __device__ __forceinline__ void FlushTiles(const StreamParams& p, const float* p
   };
   if (cluster > 1) {
     for (int q = threadIdx.x / 16; q < count * p.m; q += kStreamThreads / 16) {
-      exchange[q * 16 + row] = block_sum(q / p.m, q % p.m);
+      const int tile = q * p.by_m >> 16;
+      exchange[q * 16 + row] = block_sum(tile, q - tile * p.m);
     }
     ptx::ClusterSync();
   }
@@ -88,11 +91,11 @@ __device__ __forceinline__ void FlushTiles(const StreamParams& p, const float* p
     return sum;
   };
   const int tiles_an_item = p.output == Output::kGlu ? 2 : 1;
-  const int items = count / tiles_an_item * p.m;
-  bool first_item = first % p.tiles_per_cluster == 0;  // the prefetched one
+  const int items = p.output == Output::kGlu ? (count >> 1) * p.m : count * p.m;
+  bool first_item = first_flush;  // whose residual was prefetched
   for (int q = rank + cluster * (threadIdx.x / 16); q < items; q += cluster * (kStreamThreads / 16)) {
-    const int token = q % p.m;
-    const int tile = q / p.m * tiles_an_item;
+    const int item_tile = q * p.by_m >> 16, token = q - item_tile * p.m;
+    const int tile = item_tile * tiles_an_item;
     const float v = total(tile, token);
     if (p.output == Output::kGlu) {
       const float up = total(tile + 1, token);
@@ -177,16 +180,14 @@ __global__ void __launch_bounds__(kStreamThreads, 1) StreamKernel(const __grid_c
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
 
-  std::uint32_t rank = 0, cluster = 1;
-  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(cluster));
-  if (cluster > 1) rank = ptx::ClusterRank();
-  const int first_tile = blockIdx.x / cluster * p.tiles_per_cluster;
+  const std::uint32_t cluster = 1u << p.cluster_shift, rank = blockIdx.x & (cluster - 1);
+  const int first_tile = (blockIdx.x >> p.cluster_shift) * p.tiles_per_cluster;
   const int tiles = min(p.tiles_per_cluster, p.tiles - first_tile);
 
   // ---- This warp's share: columns [unit0, unit0 + units) of every tile ----
-  const int workers = cluster * kStreamWarps, worker = rank * kStreamWarps + warp;
-  const int unit0 = worker * p.units / workers;
-  const int units = (worker + 1) * p.units / workers - unit0;
+  const int workers_shift = 4 + p.cluster_shift, worker = rank * kStreamWarps + warp;
+  const int unit0 = worker * p.units >> workers_shift;
+  const int units = ((worker + 1) * p.units >> workers_shift) - unit0;
 
   // ---- Start the stream ----
   ptx::LaunchDependents();
@@ -210,62 +211,73 @@ __global__ void __launch_bounds__(kStreamThreads, 1) StreamKernel(const __grid_c
     lane_table = base + p.table_offset + lane * 4;
   }
 
+  // The residual this thread adds to first, and its weight of the next norm, which nobody writes.
+  bool has_residual0 = false;
+  const float* residual_at = nullptr;
+  float weight0 = 0.0f;
+  if (p.output == Output::kResidual) {
+    const int q = rank + cluster * (threadIdx.x / 16);
+    const int tile = q * p.by_m >> 16, n = (first_tile + tile) * kTileRows + threadIdx.x % 16;
+    has_residual0 = q < min(p.flush, tiles) * p.m && n < p.n;
+    residual_at = p.residual + static_cast<std::int64_t>(q - tile * p.m) * p.n + n;
+    if (has_residual0 && p.norm_out.normed != nullptr) weight0 = p.norm_out.weight[n];
+  }
+
   ptx::WaitForPrerequisites();
 
   // ---- Activations of the block's columns to shared memory, T[m] rows of x_row_bytes, and their sums over each
   // group, f32[unit][group][8 * kTokenTiles]. A thread takes 8 columns at a time, kGroup / 8 neighbours a group. ----
-  const int block_unit0 = rank * kStreamWarps * p.units / workers;
-  const int block_units = (rank + 1) * kStreamWarps * p.units / workers - block_unit0;
+  const int block_unit0 = rank * p.units >> p.cluster_shift;
+  const int block_units = ((rank + 1) * p.units >> p.cluster_shift) - block_unit0;
   float* group_sums = reinterpret_cast<float*>(shared + p.sums_offset);
+  // Four loads in flight a thread: of neighbouring tokens, or, with few of them, along the row.
   const int row_chunks = block_units * 16;
-  for (int first = 0; first < p.m * row_chunks; first += 4 * kStreamThreads) {
-    uint4 chunk[4];
+  const bool wide = p.m < 4;
+  const int step_token = wide ? 0 : 1, step_column = wide ? kStreamThreads : 0;
+  const int next_token = wide ? 1 : 4, next_column = wide ? 4 * kStreamThreads : kStreamThreads;
+  uint4 chunk[4];
+  const auto load_chunks = [&](int token, int column) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int index = first + i * kStreamThreads + threadIdx.x;
-      const int token = index / row_chunks, column = block_unit0 * kUnitColumns + index % row_chunks * 8;
+      const int row = token + i * step_token, c = column + i * step_column;
       chunk[i] = make_uint4(0, 0, 0, 0);
-      if (token < p.m && column < p.k) {
-        chunk[i] = *reinterpret_cast<const uint4*>(p.x + token * p.x_stride + column * 2);
+      if (row < p.m && c < row_chunks && (block_unit0 * 16 + c) * 8 < p.k) {
+        chunk[i] = *reinterpret_cast<const uint4*>(p.x + row * p.x_stride + (block_unit0 * 16 + c) * 16);
       }
     }
+  };
+  load_chunks(0, threadIdx.x);
+  // While they travel: norms of the inputs, and the residual this thread will add to first.
+  float* rstd = reinterpret_cast<float*>(shared);
+  float residual0 = 0.0f;
+  if (has_residual0) residual0 = *residual_at;
+  if (p.norm_in.square_sums != nullptr && warp < p.m) {
+    float sum = 0.0f;
+#pragma unroll 8
+    for (int i = lane; i < p.norm_in.count; i += 32) sum += p.norm_in.square_sums[warp * p.norm_in.count + i];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int index = first + i * kStreamThreads + threadIdx.x;
-      const int token = index / row_chunks, in_row = index % row_chunks;
-      if (token < p.m) {
-        *reinterpret_cast<uint4*>(shared + p.x_offset + token * p.x_row_bytes + in_row * 16) = chunk[i];
-      }
-      if constexpr (kSums) {
-        const float2 v0 = UnpackPair<T>(chunk[i].x), v1 = UnpackPair<T>(chunk[i].y);
-        const float2 v2 = UnpackPair<T>(chunk[i].z), v3 = UnpackPair<T>(chunk[i].w);
-        float sum = ((v0.x + v0.y) + (v1.x + v1.y)) + ((v2.x + v2.y) + (v3.x + v3.y));
+    for (int delta = 16; delta > 0; delta /= 2) sum += __shfl_xor_sync(~0u, sum, delta);
+    if (lane == 0) rstd[warp] = rsqrtf(sum / p.norm_in.dim + p.norm_in.eps);
+  }
+  for (int column = threadIdx.x; column - lane < row_chunks; column += next_column) {
+    for (int token = 0; token < p.m; token += next_token) {
+      if (token > 0 || column != threadIdx.x) load_chunks(token, column);
 #pragma unroll
-        for (int delta = 1; delta < kGroup / 8; delta *= 2) sum += __shfl_xor_sync(~0u, sum, delta);
-        if (token < p.m && in_row % (kGroup / 8) == 0) {
-          group_sums[in_row / (kGroup / 8) * (8 * kTokenTiles) + token] = sum;
+      for (int i = 0; i < 4; ++i) {
+        const int row = token + i * step_token, c = column + i * step_column;
+        if (row >= p.m || c - lane >= row_chunks) break;  // the same for the whole warp
+        if (c < row_chunks) *reinterpret_cast<uint4*>(shared + p.x_offset + row * p.x_row_bytes + c * 16) = chunk[i];
+        if constexpr (kSums) {
+          const float2 v0 = UnpackPair<T>(chunk[i].x), v1 = UnpackPair<T>(chunk[i].y);
+          const float2 v2 = UnpackPair<T>(chunk[i].z), v3 = UnpackPair<T>(chunk[i].w);
+          float sum = ((v0.x + v0.y) + (v1.x + v1.y)) + ((v2.x + v2.y) + (v3.x + v3.y));
+#pragma unroll
+          for (int delta = 1; delta < kGroup / 8; delta *= 2) sum += __shfl_xor_sync(~0u, sum, delta);
+          if (c < row_chunks && c % (kGroup / 8) == 0) {
+            group_sums[c / (kGroup / 8) * (8 * kTokenTiles) + row] = sum;
+          }
         }
       }
-    }
-  }
-  // Meanwhile: norms of the inputs, and the residual this thread will add to first.
-  float* rstd = reinterpret_cast<float*>(shared);
-  if (p.norm_in.square_sums != nullptr) {
-    for (int token = warp; token < p.m; token += kStreamWarps) {
-      float sum = 0.0f;
-      for (int i = lane; i < p.norm_in.count; i += 32) sum += p.norm_in.square_sums[token * p.norm_in.count + i];
-#pragma unroll
-      for (int delta = 16; delta > 0; delta /= 2) sum += __shfl_xor_sync(~0u, sum, delta);
-      if (lane == 0) rstd[token] = rsqrtf(sum / p.norm_in.dim + p.norm_in.eps);
-    }
-  }
-  float residual0 = 0.0f, weight0 = 0.0f;
-  if (p.output == Output::kResidual) {
-    const int q = rank + cluster * (threadIdx.x / 16);
-    const int n = (first_tile + q / p.m) * kTileRows + threadIdx.x % 16;
-    if (q < min(p.flush, tiles) * p.m && n < p.n) {
-      residual0 = p.residual[static_cast<std::int64_t>(q % p.m) * p.n + n];
-      if (p.norm_out.normed != nullptr) weight0 = p.norm_out.weight[n];
     }
   }
   __syncthreads();
@@ -393,7 +405,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1) StreamKernel(const __grid_c
     const int done = min(tile + 2, tiles);
     if (done - flushed == p.flush || done == tiles) {
       FlushTiles<T>(p, partials + buffer * p.buffer_floats, exchange + buffer * p.flush * p.m * 16, rstd,
-                    first_tile + flushed, done - flushed, rank, cluster, residual0, weight0);
+                    first_tile + flushed, done - flushed, rank, cluster, flushed == 0, residual0, weight0);
       flushed = done;
       buffer ^= 1;
     }

@@ -23,7 +23,7 @@ int main(int argc, char** argv) {
   const struct {
     const char* name;
     void (*run)(Counter&);
-  } kSuites[] = {{"products", TestProducts}};
+  } kSuites[] = {{"elementwise", TestElementwise}, {"attention", TestAttention}, {"sampling", TestSampling}, {"products", TestProducts}};
   Counter counter;
   for (const auto& suite : kSuites) {
     bool wanted = argc == 1;

@@ -1,0 +1,366 @@
+// Sampling and scoring on the device: one block a row of logits, in the order kernels/sampling.h documents.
+//
+// Probabilities are integers, floor(2^40 e^((logit - max) / temperature)): their sums do not depend on the order
+// of addition, so a draw is a function of its row alone, and agrees with the CPU's. Every cut (top_k, top_p, the
+// draw) is a prefix of the descending order (logit, then ascending id), found digit by digit: a histogram of
+// key distances from the best, then of the bin in which the cut lies.
+#include "kernels/cuda/launch.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kThreads = 1024;
+constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
+constexpr int kListSize = 6144;  // candidates kept in shared memory; more are found in the row each time
+constexpr float kOne = 0x1p40f;
+constexpr unsigned long long kHead = 1ull << 26;  // 2^-14 of the best: what nearly every draw hits
+
+struct Shared {
+  unsigned long long bins[kBins];
+  std::uint32_t distance[kListSize];
+  std::int32_t id[kListSize];
+  unsigned long long warp_sums[32];
+  unsigned long long total;
+  float floats[32];
+  int ints[32];
+  int count;
+  std::uint32_t found_bin;
+  unsigned long long before;
+  float top_logit[32];
+  std::int32_t top_id[32];
+};
+
+// Order-preserving map of floats to integers.
+__device__ std::uint32_t OrderedKey(float v) {
+  const std::uint32_t bits = __float_as_uint(v);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+__device__ float FromOrderedKey(std::uint32_t key) {
+  return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+template <typename V>
+__device__ V BlockSumOf(V v, V* scratch) {  // integer sums; every thread gets it
+  for (int delta = 16; delta > 0; delta /= 2) v += __shfl_xor_sync(~0u, v, delta);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
+  __syncthreads();
+  v = scratch[threadIdx.x % 32];
+  for (int delta = 16; delta > 0; delta /= 2) v += __shfl_xor_sync(~0u, v, delta);
+  return v;
+}
+
+// The candidates of a row: their distance (in ordered keys) from the best, and id.
+class Row {
+ public:
+  __device__ Row(Shared& s, const float* logits, int vocab, float max, float inverse_temperature)
+      : s_(s), logits_(logits), vocab_(vocab), max_(max), inverse_(inverse_temperature), max_key_(OrderedKey(max)) {}
+
+  __device__ unsigned long long Mass(float logit) const {
+    return static_cast<unsigned long long>(__expf((logit - max_) * inverse_) * kOne);
+  }
+  __device__ unsigned long long MassAt(std::uint32_t distance) const {
+    return Mass(FromOrderedKey(max_key_ - distance));
+  }
+
+  // Keeps the tokens of mass >= kHead in shared memory when they fit; returns the mass of all tokens, and of the
+  // kept in `held`. When they do not fit the row itself is the list, and everything is held.
+  __device__ unsigned long long Collect(unsigned long long* held, bool whole) {
+    if (threadIdx.x == 0) s_.count = 0;
+    __syncthreads();
+    unsigned long long all = 0, kept = 0;
+    for (int i = threadIdx.x; i < vocab_; i += kThreads) {
+      const unsigned long long mass = Mass(logits_[i]);
+      all += mass;
+      if (whole || mass < kHead) continue;
+      kept += mass;
+      const int at = atomicAdd(&s_.count, 1);  // the order in the list does not matter
+      if (at < kListSize) s_.distance[at] = max_key_ - OrderedKey(logits_[i]), s_.id[at] = i;
+    }
+    all = BlockSumOf(all, s_.warp_sums);
+    kept = BlockSumOf(kept, s_.warp_sums);
+    listed_ = !whole && s_.count <= kListSize;
+    size_ = listed_ ? s_.count : vocab_;
+    *held = listed_ ? kept : all;
+    return all;
+  }
+
+  template <typename Body>
+  __device__ void ForEach(const Body& body) const {  // body(distance, id)
+    for (int i = threadIdx.x; i < size_; i += kThreads) {
+      if (listed_) {
+        body(s_.distance[i], s_.id[i]);
+      } else {
+        body(max_key_ - OrderedKey(logits_[i]), i);
+      }
+    }
+  }
+
+  // (distance, id) of the last token of the smallest prefix, among tokens with order <= bound, whose weight reaches
+  // `target` >= 1: mass, or count. REQUIRES: their weight reaches it.
+  __device__ unsigned long long Cut(unsigned long long target, bool by_count, unsigned long long bound) {
+    unsigned widest = 0;
+    ForEach([&](std::uint32_t distance, int id) {
+      if (Order(distance, id) <= bound) widest = max(widest, distance);
+    });
+    for (int delta = 16; delta > 0; delta /= 2) widest = max(widest, __shfl_xor_sync(~0u, widest, delta));
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) s_.ints[threadIdx.x / 32] = static_cast<int>(widest);
+    __syncthreads();
+    widest = static_cast<unsigned>(s_.ints[threadIdx.x % 32]);
+    for (int delta = 16; delta > 0; delta /= 2) widest = max(widest, __shfl_xor_sync(~0u, widest, delta));
+
+    int left = widest == 0 ? 0 : 32 - __clz(widest);  // bits of the distance not decided yet
+    std::uint32_t prefix = 0;
+    do {
+      const int shift = max(0, left - kDigitBits);
+      for (int i = threadIdx.x; i < kBins; i += kThreads) s_.bins[i] = 0;
+      __syncthreads();
+      ForEach([&](std::uint32_t distance, int id) {
+        if (Order(distance, id) > bound || (left < 32 && distance >> left != prefix >> left)) return;
+        const unsigned long long weight = by_count ? 1 : MassAt(distance);
+        if (weight > 0) atomicAdd(&s_.bins[distance >> shift & (kBins - 1)], weight);
+      });
+      FindBin(target);
+      prefix |= s_.found_bin << shift;
+      target -= s_.before;
+      left = shift;
+    } while (left > 0);
+    // Ties: the smallest ids first, each of the same weight.
+    const unsigned long long weight = by_count ? 1 : max(1ull, MassAt(prefix));
+    const int need = static_cast<int>((target + weight - 1) / weight);
+    int low = 0, high = vocab_ - 1;  // the smallest id with `need` tied tokens at or below it
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      int count = 0;
+      ForEach([&](std::uint32_t distance, int id) { count += distance == prefix && id <= middle; });
+      if (BlockSumOf(count, s_.ints) >= need) high = middle; else low = middle + 1;
+    }
+    return Order(prefix, low);
+  }
+
+  static __device__ unsigned long long Order(std::uint32_t distance, int id) {
+    return static_cast<unsigned long long>(distance) << 32 | static_cast<std::uint32_t>(id);
+  }
+
+  __device__ unsigned long long MassUpTo(unsigned long long bound, unsigned long long least) const {
+    unsigned long long mass = 0;
+    ForEach([&](std::uint32_t distance, int id) {
+      const unsigned long long m = MassAt(distance);
+      if (Order(distance, id) <= bound && m >= least) mass += m;
+    });
+    return BlockSumOf(mass, s_.warp_sums);
+  }
+
+ private:
+  // The first bin at which the running sum reaches target, and the sum before it.
+  __device__ void FindBin(unsigned long long target) {
+    __syncthreads();
+    constexpr int kEach = kBins / 32;
+    if (threadIdx.x < 32) {
+      unsigned long long mine = 0;
+      for (int i = 0; i < kEach; ++i) mine += s_.bins[threadIdx.x * kEach + i];
+      unsigned long long running = mine;  // inclusive over lanes
+      for (int delta = 1; delta < 32; delta *= 2) {
+        const unsigned long long other = __shfl_up_sync(~0u, running, delta);
+        if (threadIdx.x >= delta) running += other;
+      }
+      const unsigned reached = __ballot_sync(~0u, running >= target);
+      const int lane = reached == 0 ? 31 : __ffs(reached) - 1;
+      if (threadIdx.x == lane) {
+        unsigned long long before = running - mine;
+        int bin = lane * kEach;
+        while (bin < lane * kEach + kEach - 1 && before + s_.bins[bin] < target) before += s_.bins[bin++];
+        s_.found_bin = bin;
+        s_.before = before;
+      }
+    }
+    __syncthreads();
+  }
+
+  Shared& s_;
+  const float* logits_;
+  int vocab_, size_ = 0;
+  float max_, inverse_;
+  std::uint32_t max_key_;
+  bool listed_ = false;
+};
+
+// Largest logit and whether any is NaN or +inf.
+__device__ float BlockMax(Shared& s, const float* logits, int vocab, bool* bad) {
+  float max = -INFINITY;
+  int wrong = 0;
+  for (int i = threadIdx.x; i < vocab; i += kThreads) {
+    const float v = logits[i];
+    wrong |= isnan(v) || v == INFINITY;
+    max = fmaxf(max, v);
+  }
+  for (int delta = 16; delta > 0; delta /= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, delta));
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) s.floats[threadIdx.x / 32] = max;
+  wrong = __syncthreads_or(wrong);
+  max = s.floats[threadIdx.x % 32];
+  for (int delta = 16; delta > 0; delta /= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, delta));
+  *bad = wrong || max == -INFINITY;
+  return max;
+}
+
+// log(sum of e^logit), summed in fixed order.
+__device__ float LogSum(Shared& s, const float* logits, int vocab, float max) {
+  float sum = 0.0f;
+  for (int i = threadIdx.x; i < vocab; i += kThreads) sum += __expf(logits[i] - max);
+  __syncthreads();
+  return max + logf(BlockSum<kThreads>(sum, s.floats));
+}
+
+__device__ int Draw(Row& row, const SamplingParams& p, int vocab, std::uint32_t position) {
+  unsigned long long bound = ~0ull;
+  for (const bool whole : {false, true}) {
+    unsigned long long held, mass = row.Collect(&held, whole);
+    const bool complete = held == mass;
+    bound = ~0ull;
+    if (p.top_k > 0 && p.top_k < vocab) {
+      if (!complete) {  // fewer than k may be listed: then the row must be searched
+        int listed = 0;
+        row.ForEach([&](std::uint32_t, int) { ++listed; });
+        __shared__ int scratch[32];
+        if (BlockSumOf(listed, scratch) < p.top_k) continue;
+      }
+      bound = row.Cut(p.top_k, true, bound);
+      mass = held = row.MassUpTo(bound, 0);
+    }
+    if (p.top_p < 1.0f) {
+      const double wanted = ceil(static_cast<double>(p.top_p) * static_cast<double>(mass));
+      const unsigned long long target = max(1ull, min(mass, static_cast<unsigned long long>(wanted)));
+      if (target > held) continue;
+      bound = row.Cut(target, false, bound);
+      mass = held = row.MassUpTo(bound, 0);
+    }
+    if (p.min_p > 0.0f) {
+      const auto least = static_cast<unsigned long long>(ceil(static_cast<double>(p.min_p) * 0x1p40));
+      if (held < mass && least < kHead) continue;
+      mass = held = row.MassUpTo(bound, least);
+    }
+    const auto uniform = static_cast<unsigned long long>(UniformAt(p.seed, p.output_index, position) * 0x1p24f);
+    const unsigned long long drawn = __umul64hi(mass, uniform << 40);  // mass * uniform / 2^24
+    if (drawn >= held) continue;
+    // min_p removes a suffix of the order, so it does not move the cut.
+    return static_cast<int>(row.Cut(drawn + 1, false, bound) & 0xffffffffu);
+  }
+  return -1;
+}
+
+__global__ void __launch_bounds__(kThreads) SampleKernel(SampleArgs a) {
+  extern __shared__ __align__(16) char raw[];
+  Shared& s = *reinterpret_cast<Shared*>(raw);
+  ptx::LaunchDependents();
+  ptx::WaitForPrerequisites();
+  const SampleRow info = a.rows[blockIdx.x];
+  float* logits = a.logits + blockIdx.x * a.ld_logits;
+  SampledToken& out = a.results[blockIdx.x];
+  const SamplingParams params = info.sample ? a.params[info.slot] : SamplingParams{};
+  const int wanted_top = info.sample ? params.top_logprobs : info.top_logprobs;
+  bool bad;
+  float max = BlockMax(s, logits, a.vocab, &bad);
+  std::uint16_t* history = a.history == nullptr || !info.sample ? nullptr : a.history + std::int64_t{info.slot} * a.vocab;
+
+  // ---- Bias, penalties, bans ----
+  bool changed = false;
+  if (info.sample && !bad) {
+    const SlotLists lists = a.lists == nullptr ? SlotLists{} : a.lists[info.slot];
+    for (int i = threadIdx.x; i < lists.bias_count; i += kThreads) logits[lists.bias_ids[i]] += lists.bias_values[i];
+    __syncthreads();
+    const bool penalties = history != nullptr && (params.repetition_penalty != 1.0f ||
+                                                  params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f);
+    for (int i = threadIdx.x; penalties && i < a.vocab; i += kThreads) {
+      const std::uint16_t seen = history[i];
+      if (seen == 0) continue;
+      float v = logits[i];
+      v = v > 0.0f ? v / params.repetition_penalty : v * params.repetition_penalty;
+      const int count = seen & kHistoryCount;
+      if (count > 0) v -= params.frequency_penalty * count + params.presence_penalty;
+      logits[i] = v;
+    }
+    __syncthreads();
+    const bool ban = info.output_position < params.min_tokens && lists.banned_count > 0;
+    for (int i = threadIdx.x; ban && i < lists.banned_count; i += kThreads) logits[lists.banned[i]] = -INFINITY;
+    __syncthreads();
+    changed = penalties || ban || lists.bias_count > 0;
+    if (changed) max = BlockMax(s, logits, a.vocab, &bad);
+  }
+
+  // ---- Choose ----
+  int token = info.sample ? -1 : info.score_token;
+  if (info.sample && !bad) {
+    if (IsGreedy(params)) {
+      int best = a.vocab;
+      for (int i = threadIdx.x; i < a.vocab; i += kThreads) {
+        if (logits[i] == max) best = min(best, i);
+      }
+      for (int delta = 16; delta > 0; delta /= 2) best = min(best, __shfl_xor_sync(~0u, best, delta));
+      __syncthreads();
+      if (threadIdx.x % 32 == 0) s.ints[threadIdx.x / 32] = best;
+      __syncthreads();
+      best = s.ints[threadIdx.x % 32];
+      for (int delta = 16; delta > 0; delta /= 2) best = min(best, __shfl_xor_sync(~0u, best, delta));
+      token = best;
+    } else {
+      Row row(s, logits, a.vocab, max, 1.0f / params.temperature);
+      token = Draw(row, params, a.vocab, info.output_position);
+      bad |= token < 0;
+    }
+  }
+
+  // ---- Log-probabilities ----
+  int tops = 0;
+  float log_sum = 0.0f;
+  if (!bad && (wanted_top >= 0 || info.score_token >= 0)) {
+    log_sum = LogSum(s, logits, a.vocab, max);
+    tops = min(min(wanted_top, kMaxTopLogprobs), a.vocab);
+    if (tops > 0) {
+      Row row(s, logits, a.vocab, max, 1.0f);
+      unsigned long long held;
+      row.Collect(&held, true);
+      const unsigned long long bound = row.Cut(tops, true, ~0ull);
+      if (threadIdx.x == 0) s.count = 0;
+      __syncthreads();
+      row.ForEach([&](std::uint32_t distance, int id) {
+        if (Row::Order(distance, id) > bound) return;
+        const int at = atomicAdd(&s.count, 1);
+        if (at < 32) s.top_logit[at] = logits[id], s.top_id[at] = id;
+      });
+      __syncthreads();
+    }
+  }
+  if (threadIdx.x != 0) return;
+  out.token = bad ? -1 : token;
+  out.bad_logits = bad;
+  out.logprob = !bad && token >= 0 && (wanted_top >= 0 || info.score_token >= 0) ? logits[token] - log_sum : 0.0f;
+  out.num_top = tops > 0 ? tops : 0;
+  for (int i = 0; i < tops; ++i) {  // selection sort of at most 20
+    int best = i;
+    for (int j = i + 1; j < tops; ++j) {
+      if (s.top_logit[j] > s.top_logit[best] || (s.top_logit[j] == s.top_logit[best] && s.top_id[j] < s.top_id[best])) best = j;
+    }
+    const float logit = s.top_logit[best];
+    const std::int32_t id = s.top_id[best];
+    s.top_logit[best] = s.top_logit[i], s.top_id[best] = s.top_id[i];
+    s.top_logit[i] = logit, s.top_id[i] = id;
+    out.top_tokens[i] = id;
+    out.top_logprobs[i] = logit - log_sum;
+  }
+  if (info.sample && !bad) {
+    a.last_tokens[info.slot] = token;
+    if (history != nullptr && (history[token] & kHistoryCount) < kHistoryCount) ++history[token];
+  }
+}
+
+}  // namespace
+
+cudaError_t Sample(const SampleArgs& args, LaunchOptions options) {
+  if (args.count == 0) return cudaSuccess;
+  if (args.vocab <= 0 || args.ld_logits < args.vocab) return cudaErrorInvalidValue;
+  return Launch(SampleKernel, args.count, kThreads, sizeof(Shared), options, args);
+}
+
+}  // namespace nibble::cuda
