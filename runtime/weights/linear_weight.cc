@@ -1,7 +1,7 @@
 #include "runtime/weights/linear_weight.h"
 
+#include <algorithm>
 #include <cmath>
-#include <cstdio>
 
 #include "absl/strings/str_cat.h"
 #include "runtime/base/status.h"
@@ -180,36 +180,48 @@ void DequantizeDense(const Dense& dense, std::vector<float>& out) {
   }
 }
 
+// One group: w = scale * (q - zero), or fma(scale, q, bias) where there is a bias. Either way w is
+// rounded once.
+struct GroupTerms {
+  float scale = 0;
+  int zero = 0;
+  std::optional<float> bias;
+};
+
+GroupTerms TermsOf(const Affine& affine, std::int64_t row, std::int64_t group,
+                   std::int64_t groups) {
+  GroupTerms terms;
+  terms.scale = static_cast<float>(ScaleAt(affine.scales, row, group, groups));
+  const std::int64_t at = row * groups + group;
+  std::visit(
+      Overloaded{[&](const ConstantOffset& constant) { terms.zero = constant.zero; },
+                 [&](const ZeroCodes& zeros) {
+                   terms.zero = zeros.zeros.As<std::uint8_t>()[static_cast<std::size_t>(at)];
+                 },
+                 [&](const BiasOffset& bias) { terms.bias = FloatAt(bias.dtype, bias.data, at); },
+                 [&](const TwoLevelOffset& levels) {
+                   terms.bias = -TwoLevelAt(levels.minimum, row, group, groups);
+                 }},
+      affine.offset);
+  return terms;
+}
+
 void DequantizeAffine(const LinearWeight& weight, const Affine& affine, std::vector<float>& out) {
   const std::int64_t groups = CeilDiv(weight.k, affine.group);
   const std::int64_t row_bytes = CodeRowBytes(weight.k, affine.bits);
+  const bool permuted = !affine.permutation.empty();
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(weight.k));
   for (std::int64_t row = 0; row < weight.n; ++row) {
     UnpackCodes(affine.codes.data() + row * row_bytes, affine.bits, weight.k, codes.data());
-    for (std::int64_t j = 0; j < weight.k; ++j) {
-      const std::int64_t group = j / affine.group;
-      const auto scale = static_cast<float>(ScaleAt(affine.scales, row, group, groups));
-      const int q = codes[static_cast<std::size_t>(j)];
-      const float w = std::visit(
-          Overloaded{
-              [&](const ConstantOffset& c) { return scale * static_cast<float>(q - c.zero); },
-              [&](const ZeroCodes& z) {
-                const std::int64_t at = row * groups + group;
-                const int zero = z.zeros.As<std::uint8_t>()[static_cast<std::size_t>(at)];
-                return scale * static_cast<float>(q - zero);
-              },
-              [&](const BiasOffset& b) {
-                return std::fma(scale, static_cast<float>(q),
-                                FloatAt(b.dtype, b.data, row * groups + group));
-              },
-              [&](const TwoLevelOffset& m) {
-                return std::fma(scale, static_cast<float>(q),
-                                -TwoLevelAt(m.minimum, row, group, groups));
-              }},
-          affine.offset);
-      const std::int64_t input =
-          affine.permutation.empty() ? j : affine.permutation[static_cast<std::size_t>(j)];
-      out[static_cast<std::size_t>(row * weight.k + input)] = w;
+    float* to = out.data() + row * weight.k;
+    for (std::int64_t group = 0; group < groups; ++group) {
+      const GroupTerms terms = TermsOf(affine, row, group, groups);
+      const std::int64_t end = std::min(weight.k, (group + 1) * affine.group);
+      for (std::int64_t j = group * affine.group; j < end; ++j) {
+        const auto q = static_cast<float>(codes[static_cast<std::size_t>(j)] - terms.zero);
+        const float w = terms.bias ? std::fma(terms.scale, q, *terms.bias) : terms.scale * q;
+        to[permuted ? affine.permutation[static_cast<std::size_t>(j)] : j] = w;
+      }
     }
   }
 }
@@ -220,10 +232,13 @@ void DequantizeCodebook(const LinearWeight& weight, const Codebook& book, std::v
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(weight.k));
   for (std::int64_t row = 0; row < weight.n; ++row) {
     UnpackCodes(book.codes.data() + row * row_bytes, 4, weight.k, codes.data());
-    for (std::int64_t j = 0; j < weight.k; ++j) {
-      const double scale = ScaleAt(book.scales, row, j / book.group, groups);
-      const double entry = book.table[codes[static_cast<std::size_t>(j)]];
-      out[static_cast<std::size_t>(row * weight.k + j)] = static_cast<float>(entry * scale);
+    for (std::int64_t group = 0; group < groups; ++group) {
+      const double scale = ScaleAt(book.scales, row, group, groups);
+      const std::int64_t end = std::min(weight.k, (group + 1) * book.group);
+      for (std::int64_t j = group * book.group; j < end; ++j) {
+        const double entry = book.table[codes[static_cast<std::size_t>(j)]];
+        out[static_cast<std::size_t>(row * weight.k + j)] = static_cast<float>(entry * scale);
+      }
     }
   }
 }
