@@ -50,10 +50,9 @@ struct AttentionArgs {
 };
 
 constexpr std::int64_t PaddedHead(std::int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
-// Transposed keys [head_dim][16], values [chunk][padded], scores [rows][chunk], one row of output
-// [padded].
+// Transposed keys [head_dim][32], values [chunk][padded], scores [rows][chunk].
 constexpr std::int64_t AttentionScratchFloats(std::int64_t head_dim) {
-  return PaddedHead(head_dim) * (16 + kAttentionChunk + 1) +
+  return PaddedHead(head_dim) * (32 + kAttentionChunk) +
          std::int64_t{kMaxQueryRows} * kAttentionChunk;
 }
 

@@ -106,6 +106,18 @@ TEST_P(CpuRunnerTest, RowIsTheSameBitsAloneAndAmongThirtyTwoOthers) {
   }
 }
 
+TEST_P(CpuRunnerTest, ThreadsDoNotChangeTheBits) {
+  const auto prompt = Prompt(300, 7);  // three chunks of keys: shared out among threads when there are several
+  std::vector<std::vector<std::vector<float>>> all;
+  for (const int threads : {1, 2, 5}) {
+    const auto backend = Open(GetParam(), threads);
+    const auto runner = Compile(*backend, MakeTinyModel(*backend));
+    all.push_back(Generate(*runner, 0, prompt, 250, 6));
+  }
+  EXPECT_EQ(all[0], all[1]);
+  EXPECT_EQ(all[0], all[2]);
+}
+
 TEST_P(CpuRunnerTest, SeededSamplingDoesNotDependOnTheBatch) {
   const auto backend = Open(GetParam(), 2);
   const auto runner = Compile(*backend, MakeTinyModel(*backend));
