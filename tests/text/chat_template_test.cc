@@ -302,9 +302,11 @@ TEST(ChatTemplateLimitsTest, EndlessWorkRunsOutOfBudget) {
       "{% set l = range(100000) | list %}{{ l | unique | list | length }}",
       "{% set l = range(100000) | list %}{% for i in l %}{% set x = l | sort %}{% endfor %}",
   };
+  TemplateLimits limits;
+  limits.max_steps = 200'000;
   for (const std::string& source : sources) {
     const std::clock_t start = std::clock();
-    const absl::Status status = Render(source).status();
+    const absl::Status status = Render(source, Json(Json::Object{}), limits).status();
     EXPECT_TRUE(absl::IsResourceExhausted(status) || absl::IsInvalidArgument(status))
         << source << ": " << status;
     EXPECT_LT((std::clock() - start) / CLOCKS_PER_SEC, 10) << source;
