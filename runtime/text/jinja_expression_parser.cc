@@ -408,7 +408,9 @@ absl::StatusOr<ExprPtr> ExpressionParser::ParseCall(ExprPtr callee) {
 absl::Status ExpressionParser::ParseArguments(std::vector<Argument>* arguments) {
   using Kind = Argument::Kind;
   RETURN_IF_ERROR(ExpectOperator("("));
-  Kind latest = Kind::kPositional;
+  bool named = false;
+  bool star = false;
+  bool double_star = false;
   while (!IsOperator(")")) {
     Argument argument{Kind::kPositional, "", nullptr};
     if (TakeOperator("*")) {
@@ -422,11 +424,13 @@ absl::Status ExpressionParser::ParseArguments(std::vector<Argument>* arguments) 
       Advance();
       Advance();
     }
-    const bool in_order = argument.kind == Kind::kPositional ? latest == Kind::kPositional
-                          : argument.kind == Kind::kNamed    ? latest != Kind::kDoubleStar
-                                                             : latest < Kind::kStar;
+    const bool in_order = !double_star && (argument.kind == Kind::kPositional ? !star && !named
+                                           : argument.kind == Kind::kStar     ? !star
+                                                                              : true);
     if (!in_order) return Error("arguments of a call are out of order");
-    latest = std::max(latest, argument.kind);
+    named |= argument.kind == Kind::kNamed;
+    star |= argument.kind == Kind::kStar;
+    double_star |= argument.kind == Kind::kDoubleStar;
     ASSIGN_OR_RETURN(argument.value, ParseExpression());
     arguments->push_back(std::move(argument));
     if (!TakeOperator(",")) break;
