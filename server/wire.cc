@@ -85,9 +85,9 @@ void TakeSampling(const v1::SamplingOptions& proto, const ServedModel& model, Re
   take("min_p", proto.has_min_p(), proto.min_p(), 0, 1, &sampling.min_p);
   take("repetition_penalty", proto.has_repetition_penalty(), proto.repetition_penalty(), 0.01f, 100,
        &sampling.repetition_penalty);
-  take("presence_penalty", proto.has_presence_penalty(), proto.presence_penalty(), -100, 100,
+  take("presence_penalty", proto.has_presence_penalty(), proto.presence_penalty(), -2, 2,
        &sampling.presence_penalty);
-  take("frequency_penalty", proto.has_frequency_penalty(), proto.frequency_penalty(), -100, 100,
+  take("frequency_penalty", proto.has_frequency_penalty(), proto.frequency_penalty(), -2, 2,
        &sampling.frequency_penalty);
   if (proto.has_top_p()) {
     if (!(proto.top_p() > 0 && proto.top_p() <= 1)) {

@@ -18,7 +18,7 @@ constexpr double kBudgetShare = 0.9;  // of the device, when --memory is unset
 
 // A host shares its memory with everybody else, so that an unset --kv-memory stops there even when
 // more is free.
-constexpr std::int64_t kHostKvCap = 2 * kGiB;
+constexpr std::int64_t kHostKvCap = kGiB;
 constexpr std::int64_t kHostKvShare = 4;  // and at this part of the budget
 
 constexpr std::int32_t kHostBatch = 64, kDeviceBatch = 256;
@@ -169,12 +169,12 @@ absl::Status SizeKvPool(const PlanOptions& options, const DeviceInfo& info, Memo
   plan.kv.num_pages = static_cast<int>(pages);
   plan.kv_bytes = plan.kv.TotalBytes();
   plan.kv_tokens = pages * plan.kv.page_tokens;
-  if (plan.kv_tokens >= plan.limits.max_context) return absl::OkStatus();
-  if (options.max_context) {
+  // A context that was asked for is a promise. The model's own may be longer than the pool: requests
+  // that cannot fit are refused, EXCEEDS_KV_POOL, and an answer may end where the pool does.
+  if (options.max_context && plan.kv_tokens < plan.limits.max_context) {
     return DoesNotFit(plan, options, info, sequence_bytes,
                       absl::StrCat("one sequence of --max-context ", *options.max_context));
   }
-  plan.limits.max_context = static_cast<std::int32_t>(plan.kv_tokens);
   return absl::OkStatus();
 }
 

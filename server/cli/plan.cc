@@ -1,4 +1,5 @@
 // nibble plan: what a model will take of the memory of a device, before a byte of it is touched.
+#include <algorithm>
 #include <cstdio>
 #include <string>
 
@@ -34,7 +35,8 @@ void PrintPlan(const OpenedModel& model, const MemoryPlan& plan) {
   Print("in all", ShowBytes(plan.total_bytes()),
         absl::StrCat("of a budget of ", ShowBytes(plan.budget_bytes)));
   std::printf("\n");
-  Print("longest sequence", ShowCount(plan.limits.max_context), "tokens");
+  Print("longest sequence",
+        ShowCount(std::min<std::int64_t>(plan.limits.max_context, plan.kv_tokens)), "tokens");
   Print("largest batch", ShowCount(plan.limits.max_sequences),
         absl::StrCat("sequences; at full length ",
                      ShowCount(plan.kv_tokens / plan.limits.max_context)));

@@ -111,7 +111,7 @@ def test_preemption_under_kv_pressure_changes_no_answer(tiny_path):
                 output={"output_token_ids": True}) for i in range(12)]
     with Daemon(f"tiny={tiny_path}") as daemon:
         alone = [daemon.client().ask(**fields).ids[0] for fields in ask]
-    with Daemon(f"tiny={tiny_path}", args=["--kv-memory", "1MiB"]) as daemon:
+    with Daemon(f"tiny={tiny_path}", args=["--kv-memory", "384KiB"]) as daemon:
         client, answers = daemon.client(), [None] * len(ask)
 
         def run(i):

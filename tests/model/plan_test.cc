@@ -107,14 +107,15 @@ TEST_F(PlanTest, TakesWhatKvMemoryGives) {
   EXPECT_EQ(plan->kv.num_pages, 5);
 }
 
-TEST_F(PlanTest, ShrinksAContextThatNobodyAskedFor) {
+TEST_F(PlanTest, KeepsTheModelsContextBesideASmallPoolUnlessOneWasAskedFor) {
   ASSERT_NO_FATAL_FAILURE(Open("llama"));
   PlanOptions options;
   options.kv_dtype = DType::kF16;
   options.kv_bytes = 64 * 256;  // one page
   const auto plan = Plan(options);
   ASSERT_TRUE(plan.ok()) << plan.status();
-  EXPECT_EQ(plan->limits.max_context, 64);
+  EXPECT_EQ(plan->limits.max_context, 128);
+  EXPECT_EQ(plan->kv_tokens, 64);
   options.max_context = 128;
   const auto asked = Plan(options);
   EXPECT_EQ(asked.status().code(), absl::StatusCode::kResourceExhausted);
