@@ -77,14 +77,22 @@ class GenerateHandler final : public CallHandler {
                                                                                : kMaxStreamBytes);
     stream_->SetWaker(call_.waker());
     work_->stream = stream_;
-    RETURN_IF_ERROR(pool_->Submit([work = work_] { Prepare(*work); }));
+    RETURN_IF_ERROR(pool_->Submit([state = state_, work = work_] { Prepare(*state, *work); }));
     given_to_job_ = true;
     return absl::OkStatus();
   }
 
   // On a thread of the pool.
-  static void Prepare(const Work& work) {
-    const absl::Status status = Submit(work);
+  static void Prepare(const ServingState& state, Work& work) {
+    absl::Status status = Submit(work);
+    if (absl::IsUnavailable(status)) {
+      // The model may have been replaced since it was found: its successor takes the request.
+      const auto found = state.Find(work.proto.model());
+      if (found.ok() && *found != work.model) {
+        work.model = *found;
+        status = Submit(work);
+      }
+    }
     if (status.ok()) return;
     work.model->metrics->CountRejected(status.code(), ErrorReasonOf(status));
     work.stream->Close(status);
