@@ -30,7 +30,7 @@ PRIVATE = [  # header pattern, where it may stand
     (r"^spdlog/", r"^runtime/base/log\.cc$"),
     (r"^prometheus/", r"^runtime/metrics\.(h|cc)$"),
     (r"^(CLI/|yaml-cpp/)", r"^server/"),
-    (r"^(pcre2|utf8proc)", r"^runtime/text/"),
+    (r"^(pcre2|utf8proc)", r"^runtime/(text/|weights/module_pattern\.cc$)"),
 ]
 
 root = pathlib.Path(__file__).resolve().parents[2]
