@@ -604,23 +604,57 @@ inline void StoreFirst(float* p, F32x16 a, int count) {
   for (int i = 0; i < count; ++i) p[i] = lanes[i];
 }
 
-// Horizontal reductions in one fixed order.
+// Horizontal reductions in one fixed order: lane i with lane i + 8, then 4, 2, 1.
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+inline __m256 LowHalf(F32x16 a) { return _mm512_castps512_ps256(a.v); }
+inline __m256 HighHalf(F32x16 a) { return _mm512_extractf32x8_ps(a.v, 1); }
+inline __m256i LowHalf(I32x16 a) { return _mm512_castsi512_si256(a.v); }
+inline __m256i HighHalf(I32x16 a) { return _mm512_extracti32x8_epi32(a.v, 1); }
+#else
+inline __m256 LowHalf(F32x16 a) { return a.lo; }
+inline __m256 HighHalf(F32x16 a) { return a.hi; }
+inline __m256i LowHalf(I32x16 a) { return a.lo; }
+inline __m256i HighHalf(I32x16 a) { return a.hi; }
+#endif
 inline float Sum(F32x16 a) {
-  float v[16];
-  Store(v, a);
-  for (int width = 8; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) v[i] += v[i + width];
-  }
-  return v[0];
+  const __m256 eight = _mm256_add_ps(LowHalf(a), HighHalf(a));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 inline float MaxLane(F32x16 a) {
-  float v[16];
-  Store(v, a);
-  for (int width = 8; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) v[i] = v[i] > v[i + width] ? v[i] : v[i + width];
-  }
-  return v[0];
+  const __m256 eight = _mm256_max_ps(LowHalf(a), HighHalf(a));
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
+inline std::int32_t SumLanes(I32x16 a) {
+  const __m256i eight = _mm256_add_epi32(LowHalf(a), HighHalf(a));
+  const __m128i four =
+      _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0x55)));
+}
+#else
+inline float Sum(F32x16 a) {
+  for (int width = 8; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) a.v[i] += a.v[i + width];
+  }
+  return a.v[0];
+}
+inline float MaxLane(F32x16 a) {
+  for (int width = 8; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) a.v[i] = a.v[i] > a.v[i + width] ? a.v[i] : a.v[i + width];
+  }
+  return a.v[0];
+}
+inline std::int32_t SumLanes(I32x16 a) {
+  std::int32_t sum = 0;
+  for (const std::int32_t x : a.v) sum += x;
+  return sum;
+}
+#endif
 
 // e^x within 2 ulp; 0 below -87.3, +inf above 88.7, NaN stays NaN. Cody-Waite reduction by ln 2,
 // then the degree-6 polynomial of the Taylor family with minimax coefficients (Cephes expf).

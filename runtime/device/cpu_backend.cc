@@ -1,7 +1,5 @@
 #include "runtime/device/cpu_backend.h"
 
-#include <algorithm>
-#include <chrono>
 #include <fstream>
 #include <string>
 #include <utility>
@@ -9,8 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "runtime/base/status.h"
 #include "runtime/device/cpu_linear.h"
+#include "runtime/device/cpu_measure.h"
 #include "runtime/device/cpu_runner.h"
-#include "runtime/device/host_memory.h"
 
 namespace nibble {
 namespace {
@@ -26,33 +24,6 @@ std::string CpuName() {
     if (colon != std::string::npos) return line.substr(colon + 2);
   }
   return "x86-64";
-}
-
-// Bytes a second that all threads together read from memory, or 0 when there is none to try with.
-double MeasureBandwidth(cpu::ThreadPool& pool) {
-  constexpr std::int64_t kBytes = std::int64_t{96} << 20;  // beyond common caches
-  constexpr std::int64_t kPart = std::int64_t{1} << 20;
-  const absl::StatusOr<HostMemory> memory = HostMemory::Allocate(kBytes);
-  if (!memory.ok()) return 0.0;
-  auto* words = memory->At<std::uint64_t>(0);
-  const std::int64_t step = HostMemory::kPageBytes / 8;
-  for (std::int64_t i = 0; i < kBytes / 8; i += step)
-    words[i] = 1;  // each page is real, not the shared zero page
-  std::atomic<std::uint64_t> total{0};
-  const auto start = std::chrono::steady_clock::now();
-  pool.For(kBytes / kPart, 1, [&](std::int64_t begin, std::int64_t end, int) {
-    const std::uint64_t* p = words + begin * kPart / 8;
-    std::uint64_t sums[8] = {};
-    for (std::int64_t i = 0; i < (end - begin) * kPart / 8; i += 8) {
-      for (int lane = 0; lane < 8; ++lane) sums[lane] += p[i + lane];
-    }
-    std::uint64_t sum = 0;
-    for (const std::uint64_t s : sums) sum += s;
-    total.fetch_add(sum, std::memory_order_relaxed);
-  });
-  const double seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  return total.load() > 0 && seconds > 0 ? static_cast<double>(kBytes) / seconds : 0.0;
 }
 
 }  // namespace
@@ -82,7 +53,10 @@ absl::StatusOr<std::unique_ptr<CpuBackend>> CpuBackend::Create(int threads, Comp
 }
 
 const DeviceInfo& CpuBackend::info() const {
-  std::call_once(measured_, [this] { info_.memory_bandwidth = MeasureBandwidth(pool_); });
+  std::call_once(measured_, [this] {
+    info_.memory_bandwidth = MeasureBandwidth(context_);
+    info_.flops = MeasureFlops(context_);
+  });
   return info_;
 }
 

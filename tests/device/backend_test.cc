@@ -19,6 +19,7 @@ TEST(BackendTest, OpensTheCpu) {
   EXPECT_THAT(info.description, testing::HasSubstr("2 threads"));
   EXPECT_GT(info.memory_bytes, std::int64_t{1} << 20);
   EXPECT_GT(info.memory_bandwidth, 1e8);
+  EXPECT_GT(info.flops, 1e8);
   EXPECT_EQ((*backend)->DefaultKvDType(Compute::kF32), DType::kF32);
   EXPECT_EQ((*backend)->DefaultKvDType(Compute::kAuto), DType::kF16);
 }
