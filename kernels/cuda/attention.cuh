@@ -27,10 +27,25 @@ struct AttentionMask {
   }
 };
 
+struct AttentionScale {
+  float unit;  // log2 of a probability for each unit of score
+  float cap;   // scale / softcap, or 0
+};
+__device__ __forceinline__ AttentionScale ScaleOf(const AttentionArgs& a) {
+  if (a.softcap > 0.0f) return {a.softcap * kLog2E, a.scale / a.softcap};
+  return {a.scale * kLog2E, 0.0f};
+}
+
+__device__ __forceinline__ float PowerOf2(float v) {
+  float out;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
+  return out;
+}
+
 template <typename T, int kDim>
 struct AttentionState {
   float out[kDim / 8][4];  // rows g and g + 8 x columns 8 i + 2t, + 1
-  float max[2], sum[2];    // in units of log2; sum only of this lane's columns until Finish
+  float max[2], sum[2];    // of raw scores until Finish, then in units of log2; sum of this lane's columns until then
 
   __device__ __forceinline__ void Clear() {
 #pragma unroll
@@ -39,12 +54,12 @@ struct AttentionState {
     sum[0] = sum[1] = 0.0f;
   }
 
-  // kKeys keys starting at position `key0`, at rows [row0, row0 + kKeys) of the tiles. `scale` includes log2(e)
-  // unless softcap > 0, where it is scale / softcap.
+  // kKeys keys starting at position `key0`, at rows [row0, row0 + kKeys) of the tiles. Probabilities are
+  // 2^(score * unit); with a softcap the score is first capped: tanh(score * scale / softcap).
   template <int kKeys>
   __device__ __forceinline__ void Step(const std::uint32_t (&q)[kDim / 16][4], std::uint32_t keys, std::uint32_t values,
-                                       int row0, int key0, bool masked, const AttentionMask& mask, float scale,
-                                       float softcap, int lane) {
+                                       int row0, int key0, bool masked, const AttentionMask& mask,
+                                       const AttentionScale& scale, int lane) {
     const int t = lane % 4;
     float s[kKeys / 8][4] = {};
     // ---- s = q k^T ----
@@ -58,38 +73,46 @@ struct AttentionState {
         ptx::Mma<T>(s[2 * j + 1], q[i], b[2], b[3]);
       }
     }
-    // ---- scale, cap, mask; new maxima ----
-    float high[2] = {max[0], max[1]};
+    // ---- cap, mask; new maxima ----
+    if (scale.cap > 0.0f) {
 #pragma unroll
-    for (int i = 0; i < kKeys / 8; ++i) {
+      for (int i = 0; i < kKeys / 8; ++i) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        float v = s[i][j] * scale;
-        if (softcap > 0.0f) v = softcap * kLog2E * tanhf(v);
-        if (masked && !mask.Visible(j < 2 ? mask.position0 : mask.position1, key0 + i * 8 + 2 * t + (j & 1))) v = -INFINITY;
-        s[i][j] = v;
-        high[j / 2] = fmaxf(high[j / 2], v);
+        for (int j = 0; j < 4; ++j) s[i][j] = tanhf(s[i][j] * scale.cap);
       }
     }
-    float factor[2];
+    if (masked) {
+#pragma unroll
+      for (int i = 0; i < kKeys / 8; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int position = j < 2 ? mask.position0 : mask.position1;
+          if (!mask.Visible(position, key0 + i * 8 + 2 * t + (j & 1))) s[i][j] = -INFINITY;
+        }
+      }
+    }
+    float high[2] = {max[0], max[1]}, shift[2];
+#pragma unroll
+    for (int i = 0; i < kKeys / 8; ++i) {
+      high[0] = fmaxf(high[0], fmaxf(s[i][0], s[i][1]));
+      high[1] = fmaxf(high[1], fmaxf(s[i][2], s[i][3]));
+    }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       high[r] = fmaxf(high[r], __shfl_xor_sync(~0u, high[r], 1));
       high[r] = fmaxf(high[r], __shfl_xor_sync(~0u, high[r], 2));
-      factor[r] = high[r] == -INFINITY ? 1.0f : exp2f(max[r] - high[r]);
+      const float factor = high[r] == -INFINITY ? 1.0f : PowerOf2((max[r] - high[r]) * scale.unit);
+      shift[r] = high[r] == -INFINITY ? 0.0f : -high[r] * scale.unit;
       max[r] = high[r];
-      sum[r] *= factor[r];
-    }
+      sum[r] *= factor;
 #pragma unroll
-    for (int i = 0; i < kDim / 8; ++i) {
-      out[i][0] *= factor[0], out[i][1] *= factor[0], out[i][2] *= factor[1], out[i][3] *= factor[1];
+      for (int i = 0; i < kDim / 8; ++i) out[i][2 * r] *= factor, out[i][2 * r + 1] *= factor;
     }
-    // ---- p = 2^(s - max); out += p v ----
-    const float shift0 = max[0] == -INFINITY ? 0.0f : max[0], shift1 = max[1] == -INFINITY ? 0.0f : max[1];
+    // ---- p = 2^((s - max) * unit); out += p v ----
 #pragma unroll
     for (int i = 0; i < kKeys / 8; ++i) {
-      s[i][0] = exp2f(s[i][0] - shift0), s[i][1] = exp2f(s[i][1] - shift0);
-      s[i][2] = exp2f(s[i][2] - shift1), s[i][3] = exp2f(s[i][3] - shift1);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) s[i][j] = PowerOf2(fmaf(s[i][j], scale.unit, shift[j / 2]));
       sum[0] += s[i][0] + s[i][1];
       sum[1] += s[i][2] + s[i][3];
     }
@@ -109,12 +132,13 @@ struct AttentionState {
     }
   }
 
-  // Sums over the four lanes of a row.
-  __device__ __forceinline__ void Finish() {
+  // Sums over the four lanes of a row, maxima to units of log2.
+  __device__ __forceinline__ void Finish(const AttentionScale& scale) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
       sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
+      max[r] *= scale.unit;
     }
   }
 };

@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads) PrefillKernel(AttentionArgs a) {
   state.Clear();
   const int warp_position = position0 + warp * 16;
   const AttentionMask mask{warp_position + g, warp_position + g + 8, a.window};
-  const float scale = a.softcap > 0.0f ? a.scale / a.softcap : a.scale * kLog2E;
+  const AttentionScale scale = ScaleOf(a);
   for (int page = first_page; page < page_end; ++page) {
     fetch(page + 1);
     ptx::CopyAsyncWait<1>();
@@ -77,14 +77,13 @@ __global__ void __launch_bounds__(kThreads) PrefillKernel(AttentionArgs a) {
       constexpr int kStepKeys = kDim <= 128 ? 64 : 32;  // registers of the scores
 #pragma unroll
       for (int row = 0; row < kPageTokens; row += kStepKeys) {
-        state.template Step<kStepKeys>(q, stage, stage + PageBytes<kDim>(), row, key0 + row, masked, mask, scale,
-                                       a.softcap, lane);
+        state.template Step<kStepKeys>(q, stage, stage + PageBytes<kDim>(), row, key0 + row, masked, mask, scale, lane);
       }
     }
     __syncthreads();
   }
   ptx::CopyAsyncWait<0>();
-  state.Finish();
+  state.Finish(scale);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = warp_row + g + 8 * r;

@@ -14,6 +14,8 @@
 #include "kernels/packed_layout.h"
 #include "kernels/sampling.h"
 
+struct cublasContext;  // what cublasHandle_t points to
+
 namespace nibble::cuda {
 
 // dependent: programmatic dependent launch, the kernel may start before the stream's previous one ends (it waits
@@ -86,7 +88,20 @@ struct StreamPlan {
 cudaError_t StreamProduct(const ProductArgs& args, cudaStream_t stream, StreamPlan plan = {});
 bool SupportsStream(const PackedShape& shape);
 
-// out T[n, k] row-major (ldo = k) from packed blocks: rows in packed order, columns in stored order.
+// What products through dense weights need. `cublas` has its workspace set, so that it can be captured.
+struct ProductScratch {
+  cublasContext* cublas = nullptr;
+  void* weights = nullptr;  // 2 * n * k bytes: the weights expanded
+  void* raw = nullptr;      // 2 * m * n bytes: the product before its epilogue
+};
+
+// Any number of tokens, any packed encoding. Not launched dependent beyond the streamed sizes.
+cudaError_t Product(const ProductArgs& args, const ProductScratch& scratch, cudaStream_t stream);
+
+// The same with dense weights w T[n, k] (rows in packed order); args.w gives n and k alone.
+cudaError_t DenseProduct(const ProductArgs& args, const void* w, const ProductScratch& scratch, cudaStream_t stream);
+
+// out T[n, k] row-major (ldo = k) from packed blocks: rows in packed order, columns in stored order. k % 8 == 0.
 cudaError_t DequantizePacked(const PackedMatrix& w, DType dtype, void* out, cudaStream_t stream);
 
 // Packs rows of codes (RowSource of device pointers) into blocks.

@@ -1,6 +1,8 @@
 // Packing on the device at load, and unpacking for the products that want dense weights.
-#include "kernels/cuda/ops.h"
-#include "kernels/cuda/ptx.cuh"
+#include <algorithm>
+
+#include "kernels/cuda/fragments.cuh"
+#include "kernels/cuda/launch.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -15,57 +17,88 @@ __global__ void PackKernel(PackedShape shape, RowSource source, std::uint8_t* bl
       [](float v) { return __half_as_ushort(__float2half_rn(v)); }, blocks + index * shape.BlockBytes());
 }
 
-// The code of element (row, column) of an atom: PackLane backwards.
-__device__ int UnpackCode(const std::uint8_t* atom, int bits, CodeKind kind, int row, int column) {
-  const int step = column / 16, in_step = column % 16;
-  const int lane = row % 8 * 4 + in_step % 8 / 2;
-  const int pair = row / 8 + in_step / 8 * 2, half = in_step % 2;
-  const auto word_at = [&](int byte) {
-    return *reinterpret_cast<const std::uint32_t*>(atom + byte);
-  };
-  if (kind == CodeKind::kCodebook) return word_at((lane * 4 + step) * 4) >> (8 * pair + 4 * half) & 15;
-  const int index = step * 4 + pair;
-  int code = 0, low = 0, plane_byte = 0;
-  while (low < bits) {
-    const int left = bits - low;
-    const int plane = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-    const int pairs_a_word = 16 / plane;
-    const std::uint32_t word = word_at(plane_byte + PlaneWordByte(plane, lane, index / pairs_a_word));
-    const int shift = 16 * half + plane * (index % pairs_a_word);
-    code |= static_cast<int>((word >> shift) & ((1u << plane) - 1)) << low;
-    low += plane;
-    plane_byte += 128 * plane;
+constexpr int kUnpackWarps = 8;
+constexpr int kStagedStride = kUnitColumns + 8;  // elements a row: 4-byte stores of a fragment do not conflict
+
+// out T[n, k]. A warp unpacks one block at a time as the product kernels do, stages it as rows and stores those.
+template <typename T, CodeKind kKind, int kBits>
+__global__ void __launch_bounds__(32 * kUnpackWarps) UnpackKernel(const __grid_constant__ PackedMatrix w, T* out) {
+  using Codes = CodesOf<T, kKind, kBits>;
+  __shared__ __align__(16) T staged[kUnpackWarps][kTileRows * kStagedStride];
+  extern __shared__ std::uint32_t pairs[];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  if constexpr (Codes::kTable) {
+    Codes::FillTable(pairs, w.table.data());
+    __syncthreads();
   }
-  return code;
+  const std::uint32_t lane_table = ptx::SharedAddress(pairs) + lane * 4;
+  const std::uint64_t policy = ptx::EvictFirstPolicy();
+  const PackedShape& shape = w.shape;
+  const std::int64_t units = shape.Units(), blocks = shape.Tiles() * units;
+  const int block_bytes = shape.BlockBytes(), group_steps = shape.group / 16;
+  constexpr float kUp[2] = {1 << Codes::kExponentLow, 1 << Codes::kExponentHigh};
+  T* mine = staged[warp];
+  for (std::int64_t index = std::int64_t{blockIdx.x} * kUnpackWarps + warp; index < blocks;
+       index += std::int64_t{gridDim.x} * kUnpackWarps) {
+    const std::uint8_t* block = w.blocks + index * block_bytes;
+    Codes codes[2];
+    codes[0].Load(block, lane, policy);
+    codes[1].Load(block + Codes::kAtomBytes, lane, policy);
+    const std::uint8_t* tables = block + 2 * Codes::kAtomBytes + g * 4;
+#pragma unroll
+    for (int step = 0; step < 8; ++step) {
+      const int group = step / group_steps;
+      const float2 scales = UnpackPair<half>(*reinterpret_cast<const std::uint32_t*>(tables + group * 32));
+      float2 offsets = make_float2(w.zero, w.zero);
+      if (shape.offset != OffsetMode::kConstant) {
+        offsets = UnpackPair<half>(*reinterpret_cast<const std::uint32_t*>(tables + shape.TableBytes() + group * 32));
+      }
+      std::uint32_t a[4];
+      codes[step / 4].Fragment(step % 4, lane_table, a);
+#pragma unroll
+      for (int pair = 0; pair < 4; ++pair) {
+        const float scale = pair & 1 ? scales.y : scales.x, offset = pair & 1 ? offsets.y : offsets.x;
+        float2 v = UnpackPair<T>(a[pair]);
+        if constexpr (!Codes::kTable) {
+          v.x = v.x * kUp[pair & 1] - Codes::kShift, v.y = v.y * kUp[pair & 1] - Codes::kShift;
+          if (shape.offset == OffsetMode::kBias) {
+            v.x = fmaf(scale, v.x, offset), v.y = fmaf(scale, v.y, offset);
+          } else {
+            v.x = scale * (v.x - offset), v.y = scale * (v.y - offset);
+          }
+        } else {
+          v.x *= scale, v.y *= scale;
+        }
+        *reinterpret_cast<std::uint32_t*>(mine + (g + 8 * (pair & 1)) * kStagedStride + step * 16 + 2 * t + 8 * (pair >> 1)) =
+            PackPair<T>(v.x * w.multiplier, v.y * w.multiplier);
+      }
+    }
+    __syncwarp();
+    const std::int64_t row0 = index / units * kTileRows, column = index % units * kUnitColumns + lane % 16 * 8;
+#pragma unroll
+    for (int i = 0; i < kTileRows; i += 2) {
+      const int row = i + lane / 16;
+      if (row0 + row < shape.n && column < shape.k) {
+        *reinterpret_cast<uint4*>(out + (row0 + row) * shape.k + column) =
+            *reinterpret_cast<const uint4*>(mine + row * kStagedStride + lane % 16 * 8);
+      }
+    }
+    __syncwarp();
+  }
 }
 
-// out T[n, k]: one thread two columns of a row. grid (columns / 512, rows).
-template <typename T>
-__global__ void DequantizeKernel(PackedMatrix w, T* out) {
-  const PackedShape& shape = w.shape;
-  const int n = blockIdx.y;
-  const int k = (blockIdx.x * blockDim.x + threadIdx.x) * 2;
-  if (k >= shape.k) return;
-  const int unit = k / kUnitColumns, row = n % kTileRows;
-  const std::uint8_t* block = w.blocks + (n / kTileRows * shape.Units() + unit) * shape.BlockBytes();
-  const std::uint8_t* atom = block + k / kAtomColumns % 2 * shape.AtomBytes();
-  const int group = k % kUnitColumns / shape.group;
-  const auto table = [&](int index) {
-    return __half2float(*reinterpret_cast<const half*>(block + 2 * shape.AtomBytes() + index * shape.TableBytes() +
-                                                       group * 32 + row % 8 * 4 + row / 8 * 2));
-  };
-  const float scale = table(0);
-  float zero = static_cast<float>(w.zero), bias = 0.0f;
-  if (shape.offset == OffsetMode::kZeros) zero = table(1);
-  if (shape.offset == OffsetMode::kBias) zero = 0.0f, bias = table(1);
-  float values[2];
-  for (int i = 0; i < 2; ++i) {
-    const int code = UnpackCode(atom, shape.bits, shape.kind, row, k % kAtomColumns + i);
-    const float v = shape.kind == CodeKind::kCodebook ? w.table[code] * scale : fmaf(scale, code - zero, bias);
-    values[i] = v * w.multiplier;
+template <typename T, CodeKind kKind, int kBits>
+cudaError_t LaunchUnpack(const PackedMatrix& w, void* out, LaunchOptions options) {
+  const std::int64_t blocks = w.shape.Tiles() * w.shape.Units();
+  const auto grid = static_cast<unsigned>(std::min<std::int64_t>((blocks + kUnpackWarps - 1) / kUnpackWarps, 132 * 6));
+  const std::size_t table = kKind == CodeKind::kCodebook ? kPairTableBytes : 0;
+  const auto kernel = UnpackKernel<T, kKind, kBits>;
+  if (table > 0) {  // beside the static staging more than the default limit
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kPairTableBytes);
+    if (error != cudaSuccess) return error;
   }
-  *reinterpret_cast<std::uint32_t*>(out + static_cast<std::int64_t>(n) * shape.k + k) =
-      PackPair<T>(values[0], values[1]);
+  kernel<<<grid, 32 * kUnpackWarps, table, options.stream>>>(w, static_cast<T*>(out));
+  return cudaGetLastError();
 }
 
 }  // namespace
@@ -83,22 +116,20 @@ cudaError_t PackBlocks(const PackedShape& shape, const RowSource& source, std::u
 }
 
 cudaError_t DequantizePacked(const PackedMatrix& w, DType dtype, void* out, cudaStream_t stream) {
-  if (w.shape.k % 2 != 0 || w.shape.n <= 0 || w.shape.n > 65535 * 16LL) return cudaErrorInvalidValue;
-  const unsigned columns = static_cast<unsigned>((w.shape.k + 511) / 512);
-  const int kRows = 65535;  // of one launch
-  for (std::int64_t first = 0; first < w.shape.n; first += kRows / kTileRows * kTileRows) {
-    PackedMatrix part = w;
-    part.blocks += first / kTileRows * w.shape.Units() * w.shape.BlockBytes();
-    part.shape.n = std::min<std::int64_t>(w.shape.n - first, kRows / kTileRows * kTileRows);
-    const dim3 grid(columns, static_cast<unsigned>(part.shape.n));
-    if (dtype == DType::kF16) {
-      DequantizeKernel<half><<<grid, 256, 0, stream>>>(part, static_cast<half*>(out) + first * w.shape.k);
-    } else {
-      DequantizeKernel<__nv_bfloat16>
-          <<<grid, 256, 0, stream>>>(part, static_cast<__nv_bfloat16*>(out) + first * w.shape.k);
+  if (w.shape.k % 8 != 0 || w.shape.n <= 0) return cudaErrorInvalidValue;
+  const LaunchOptions options{stream, false};
+  return ByDType(dtype, [&]<typename T>() {
+    if (w.shape.kind == CodeKind::kCodebook) return LaunchUnpack<T, CodeKind::kCodebook, 4>(w, out, options);
+    switch (w.shape.bits) {
+      case 2: return LaunchUnpack<T, CodeKind::kInteger, 2>(w, out, options);
+      case 3: return LaunchUnpack<T, CodeKind::kInteger, 3>(w, out, options);
+      case 4: return LaunchUnpack<T, CodeKind::kInteger, 4>(w, out, options);
+      case 5: return LaunchUnpack<T, CodeKind::kInteger, 5>(w, out, options);
+      case 6: return LaunchUnpack<T, CodeKind::kInteger, 6>(w, out, options);
+      case 8: return LaunchUnpack<T, CodeKind::kInteger, 8>(w, out, options);
+      default: return cudaErrorInvalidValue;
     }
-  }
-  return cudaGetLastError();
+  });
 }
 
 }  // namespace nibble::cuda

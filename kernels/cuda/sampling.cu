@@ -50,6 +50,16 @@ __device__ V BlockSumOf(V v, V* scratch) {  // integer sums; every thread gets i
   return v;
 }
 
+__device__ int BlockMaxOf(int v, int* scratch) {
+  for (int delta = 16; delta > 0; delta /= 2) v = max(v, __shfl_xor_sync(~0u, v, delta));
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
+  __syncthreads();
+  v = scratch[threadIdx.x % 32];
+  for (int delta = 16; delta > 0; delta /= 2) v = max(v, __shfl_xor_sync(~0u, v, delta));
+  return v;
+}
+
 // The candidates of a row: their distance (in ordered keys) from the best, and id.
 class Row {
  public:
@@ -69,11 +79,13 @@ class Row {
     if (threadIdx.x == 0) s_.count = 0;
     __syncthreads();
     unsigned long long all = 0, kept = 0;
+#pragma unroll 8
     for (int i = threadIdx.x; i < vocab_; i += kThreads) {
       const unsigned long long mass = Mass(logits_[i]);
       all += mass;
       if (whole || mass < kHead) continue;
       kept += mass;
+      if (*static_cast<volatile int*>(&s_.count) > kListSize) continue;  // too many already
       const int at = atomicAdd(&s_.count, 1);  // the order in the list does not matter
       if (at < kListSize) s_.distance[at] = max_key_ - OrderedKey(logits_[i]), s_.id[at] = i;
     }
@@ -87,11 +99,17 @@ class Row {
 
   template <typename Body>
   __device__ void ForEach(const Body& body) const {  // body(distance, id)
-    for (int i = threadIdx.x; i < size_; i += kThreads) {
-      if (listed_) {
-        body(s_.distance[i], s_.id[i]);
-      } else {
-        body(max_key_ - OrderedKey(logits_[i]), i);
+    if (listed_) {
+      for (int i = threadIdx.x; i < size_; i += kThreads) body(s_.distance[i], s_.id[i]);
+      return;
+    }
+    for (int first = threadIdx.x; first < vocab_; first += 8 * kThreads) {
+      float v[8];  // several loads in flight
+#pragma unroll
+      for (int j = 0; j < 8; ++j) v[j] = first + j * kThreads < vocab_ ? logits_[first + j * kThreads] : 0.0f;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        if (first + j * kThreads < vocab_) body(max_key_ - OrderedKey(v[j]), first + j * kThreads);
       }
     }
   }
@@ -103,14 +121,8 @@ class Row {
     ForEach([&](std::uint32_t distance, int id) {
       if (Order(distance, id) <= bound) widest = max(widest, distance);
     });
-    for (int delta = 16; delta > 0; delta /= 2) widest = max(widest, __shfl_xor_sync(~0u, widest, delta));
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) s_.ints[threadIdx.x / 32] = static_cast<int>(widest);
-    __syncthreads();
-    widest = static_cast<unsigned>(s_.ints[threadIdx.x % 32]);
-    for (int delta = 16; delta > 0; delta /= 2) widest = max(widest, __shfl_xor_sync(~0u, widest, delta));
-
-    int left = widest == 0 ? 0 : 32 - __clz(widest);  // bits of the distance not decided yet
+    // Bits of the distance not decided yet.
+    int left = BlockMaxOf(widest == 0 ? 0 : 32 - __clz(static_cast<int>(widest)), s_.ints);
     std::uint32_t prefix = 0;
     do {
       const int shift = max(0, left - kDigitBits);
@@ -129,8 +141,14 @@ class Row {
     // Ties: the smallest ids first, each of the same weight.
     const unsigned long long weight = by_count ? 1 : max(1ull, MassAt(prefix));
     const int need = static_cast<int>((target + weight - 1) / weight);
-    int low = 0, high = vocab_ - 1;  // the smallest id with `need` tied tokens at or below it
-    while (low < high) {
+    int low = vocab_, high = -1;  // ids of the tied; usually one
+    ForEach([&](std::uint32_t distance, int id) {
+      if (distance == prefix) low = min(low, id), high = max(high, id);
+    });
+    low = -BlockMaxOf(-low, s_.ints);
+    high = BlockMaxOf(high, s_.ints);
+    if (need <= 1) return Order(prefix, low);
+    while (low < high) {  // the smallest id with `need` tied tokens at or below it
       const int middle = (low + high) / 2;
       int count = 0;
       ForEach([&](std::uint32_t distance, int id) { count += distance == prefix && id <= middle; });
@@ -190,6 +208,7 @@ class Row {
 __device__ float BlockMax(Shared& s, const float* logits, int vocab, bool* bad) {
   float max = -INFINITY;
   int wrong = 0;
+#pragma unroll 8
   for (int i = threadIdx.x; i < vocab; i += kThreads) {
     const float v = logits[i];
     wrong |= isnan(v) || v == INFINITY;
@@ -208,6 +227,7 @@ __device__ float BlockMax(Shared& s, const float* logits, int vocab, bool* bad) 
 // log(sum of e^logit), summed in fixed order.
 __device__ float LogSum(Shared& s, const float* logits, int vocab, float max) {
   float sum = 0.0f;
+#pragma unroll 8
   for (int i = threadIdx.x; i < vocab; i += kThreads) sum += __expf(logits[i] - max);
   __syncthreads();
   return max + logf(BlockSum<kThreads>(sum, s.floats));

@@ -3,11 +3,13 @@
 //   kernel_bench products [--encodings int4,int8,...] [--m 1,2,...]   one CSV row a (shape, m, encoding)
 //   kernel_bench plans                                               every cut of the streamed product
 //   kernel_bench chain                                               Llama-3-8B, 32 layers, one graph
+//   kernel_bench attention | sampling
 //   kernel_bench once [--encodings int4] [--m 1]                     each product twice, for a profiler
 //
 // Weights are rotated over more memory than the L2 holds; inputs are random.
 #include <cublas_v2.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -139,6 +141,8 @@ void Products(const std::string& encodings, const std::vector<int>& tokens) {
   cublasSetWorkspace(cublas, workspace.get(), workspace.size());
   std::mt19937 rng(1);
   const int max_m = *std::max_element(tokens.begin(), tokens.end());
+  const DeviceArray<std::uint16_t> expanded(28672LL * 4096), raw(28672LL * max_m);
+  const ProductScratch scratch{cublas, expanded.get(), raw.get()};
   std::map<std::pair<std::string, int>, double> dense;
   std::printf("shape,n,k,encoding,m,us,cublas_fp16_us,speedup,weight_TBps\n");
   for (const Shape& shape : kLlama8B) {
@@ -147,7 +151,9 @@ void Products(const std::string& encodings, const std::vector<int>& tokens) {
     {
       const std::int64_t size = static_cast<std::int64_t>(shape.n) * shape.k;
       const int copies = static_cast<int>(kRotation / (size * 2) + 1);
-      const std::vector<std::uint16_t> one = RandomHalves(size, DType::kF16, rng, 0.02f);
+      std::vector<std::uint16_t> one = RandomHalves(1 << 20, DType::kF16, rng, 0.02f);
+      one.resize(size);
+      for (std::int64_t i = 1 << 20; i < size; ++i) one[i] = one[i - (1 << 20) + (i >> 20)];
       DeviceArray<std::uint16_t> w(size * copies);
       for (int i = 0; i < copies; ++i) {
         NIBBLE_CUDA_OK(cudaMemcpy(w.get() + i * size, one.data(), size * 2, cudaMemcpyHostToDevice));
@@ -169,8 +175,8 @@ void Products(const std::string& encodings, const std::vector<int>& tokens) {
                             for (int i = 0; i < launches; ++i) {
                               ProductArgs args = Args(shape, m, x, out);
                               args.w = w.At(i % copies);
-                              args.dependent = i > 0;
-                              NIBBLE_CUDA_OK(StreamProduct(args, stream));
+                              args.dependent = i > 0 && m <= 64;
+                              NIBBLE_CUDA_OK(Product(args, scratch, stream));
                             }
                           }) /
                           launches;
@@ -343,6 +349,105 @@ void Chain(const std::string& encoding, const std::vector<int>& tokens) {
   }
 }
 
+// Attention of Llama-3-8B's heads (32 over 8, 128 wide), fp16, pages in random order.
+void Attention() {
+  constexpr int kHeads = 32, kKvHeads = 8, kDim = 128, kWidth = (kHeads + 2 * kKvHeads) * kDim;
+  std::mt19937 rng(1);
+  const auto run = [&](bool decode, int sequences, int queries, int context, int split) {
+    const int ld_pages = (context + 63) / 64;
+    // Decode rotates over enough layers that the L2 does not hold the cache.
+    const KvLayout one{1, sequences * ld_pages, kKvHeads, kDim, 64, DType::kF16};
+    const int layers = decode ? static_cast<int>(std::min<std::int64_t>(16, kRotation / one.TotalBytes() + 1)) : 2;
+    std::vector<std::int32_t> pages(one.num_pages);
+    for (int i = 0; i < one.num_pages; ++i) pages[i] = i;
+    std::shuffle(pages.begin(), pages.end(), rng);
+    const std::vector<std::uint16_t> cache = RandomHalves(one.LayerStride(), DType::kF16, rng);
+    DeviceArray<std::uint16_t> d_cache(one.LayerStride() * layers);
+    for (int i = 0; i < layers; ++i) {
+      NIBBLE_CUDA_OK(cudaMemcpy(d_cache.get() + i * one.LayerStride(), cache.data(), cache.size() * 2, cudaMemcpyHostToDevice));
+    }
+    std::vector<std::int32_t> offsets(sequences + 1);
+    for (int i = 0; i <= sequences; ++i) offsets[i] = i * queries;
+    const DeviceArray<std::int32_t> d_pages(pages), d_offsets(offsets), d_contexts(std::vector<std::int32_t>(sequences, context));
+    const DeviceArray<std::uint16_t> q(RandomHalves(static_cast<std::int64_t>(sequences) * queries * kWidth, DType::kF16, rng));
+    const DeviceArray<std::uint16_t> out(static_cast<std::int64_t>(sequences) * queries * kHeads * kDim);
+    AttentionArgs args;
+    args.q = q.get();
+    args.ld_q = kWidth;
+    args.out = out.get();
+    args.sequences = sequences, args.heads = kHeads, args.kv_heads = kKvHeads, args.head_dim = kDim;
+    args.query_offsets = d_offsets.get();
+    args.max_queries = queries;
+    args.contexts = d_contexts.get();
+    args.max_context = context;
+    args.pages = d_pages.get();
+    args.ld_pages = ld_pages;
+    args.kv = one;
+    args.scale = 0.0883883476f;
+    args.split_tokens = split;
+    const DeviceArray<std::uint8_t> workspace(DecodeWorkspaceBytes(args));
+    args.workspace = workspace.get();
+    const int launches = decode ? std::max(layers, 8) : 4;
+    const double us = MedianReplay([&](cudaStream_t stream) {
+                        for (int i = 0; i < launches; ++i) {
+                          args.layer_cache = d_cache.get() + i % layers * one.LayerStride();
+                          NIBBLE_CUDA_OK(decode ? DecodeAttention(args, {stream, i > 0}) : PrefillAttention(args, {stream, i > 0}));
+                        }
+                      }) /
+                      launches;
+    const double bytes = double(sequences) * context * kKvHeads * kDim * 4;
+    const double flops = 4.0 * sequences * kHeads * kDim * (double(queries) * context - double(queries) * (queries - 1) / 2);
+    std::printf("%s,%d,%d,%d,%d,%.2f,%.2f,%.1f\n", decode ? "decode" : "prefill", sequences, queries, context, split, us,
+                bytes / us * 1e-6, flops / us * 1e-6);
+    std::fflush(stdout);
+  };
+  std::printf("phase,sequences,queries,context,split_tokens,us,kv_TBps,TFLOPs\n");
+  for (int split : {0, 64, 128, 256}) run(true, 1, 1, 1024, split);
+  for (int split : {0, 256, 512}) run(true, 1, 1, 8192, split);
+  for (int split : {0, 512, 1024}) run(true, 16, 1, 1024, split);
+  for (int split : {0, 512, 1024}) run(true, 64, 1, 1024, split);
+  for (int split : {0, 2048, 8192}) run(true, 64, 1, 8192, split);
+  run(false, 4, 512, 512, 0);
+  run(false, 4, 2048, 2048, 0);
+  run(false, 1, 8192, 8192, 0);
+  run(false, 1, 512, 8192, 0);
+}
+
+// The whole sampler on 64 rows of Llama-3's vocabulary.
+void Sampling() {
+  constexpr int kVocab = 128256, kRows = 64;
+  std::mt19937 rng(1);
+  const std::vector<float> logits = RandomFloats(std::size_t{kVocab} * kRows, rng, 2.0f);
+  const DeviceArray<float> d_logits(logits);
+  std::printf("sampling,rows,us\n");
+  for (const char* name : {"greedy", "temperature", "top_k 50", "top_p 0.9", "penalties"}) {
+    std::vector<SamplingParams> params(kRows);
+    for (auto& p : params) {
+      if (name[0] == 'g') p.temperature = 0;
+      if (std::strcmp(name, "top_k 50") == 0) p.top_k = 50;
+      if (std::strcmp(name, "top_p 0.9") == 0) p.top_p = 0.9f;
+      if (name[0] == 'p') p.repetition_penalty = 1.1f;
+      p.seed = rng();
+    }
+    const DeviceArray<SamplingParams> d_params(params);
+    const DeviceArray<std::uint16_t> history(std::vector<std::uint16_t>(std::size_t{kVocab} * kRows, 0));
+    const DeviceArray<std::int32_t> last(kRows);
+    const DeviceArray<SampledToken> results(kRows);
+    for (int count : {1, kRows}) {
+      std::vector<SampleRow> rows(count);
+      for (int i = 0; i < count; ++i) rows[i].slot = i;
+      const DeviceArray<SampleRow> d_rows(rows);
+      const double us = MedianReplay([&](cudaStream_t stream) {
+        for (int i = 0; i < 8; ++i) {
+          NIBBLE_CUDA_OK(Sample({d_logits.get(), kVocab, kVocab, count, d_rows.get(), d_params.get(), nullptr,
+                                 history.get(), last.get(), results.get()}, {stream, i > 0}));
+        }
+      }) / 8;
+      std::printf("%s,%d,%.2f\n", name, count, us);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace nibble::cuda::bench
 
@@ -361,12 +466,14 @@ int main(int argc, char** argv) {
   cudaDeviceProp properties;
   NIBBLE_CUDA_OK(cudaGetDeviceProperties(&properties, 0));
   std::printf("# %s, %d SMs\n", properties.name, properties.multiProcessorCount);
-  if (mode == "products") Products(encodings, tokens("1,2,4,8,16,32,64,128,256"));
+  if (mode == "products") Products(encodings, tokens("1,2,4,8,16,32,64,128,256,512,1024,4096"));
   else if (mode == "plans") Plans(tokens("1,4,8,16"));
   else if (mode == "chain") Chain(encodings, tokens("1,2,4,8,16"));
+  else if (mode == "attention") Attention();
+  else if (mode == "sampling") Sampling();
   else if (mode == "once") Once(encodings, tokens("1"));
   else {
-    std::printf("usage: kernel_bench products|plans|chain|once [--encodings a,b] [--m 1,2]\n");
+    std::printf("usage: kernel_bench products|plans|chain|attention|sampling|once [--encodings a,b] [--m 1,2]\n");
     return 64;
   }
   return 0;

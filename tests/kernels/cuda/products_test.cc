@@ -1,4 +1,6 @@
 // Packing and the quantized products against plain loops over the exact weights.
+#include <cublas_v2.h>
+
 #include <numeric>
 
 #include "tests/kernels/cuda/packed.h"
@@ -121,11 +123,16 @@ void TestPlans(Counter& counter, std::mt19937& rng) {
 }
 
 void TestEpilogues(Counter& counter, std::mt19937& rng) {
+  cublasHandle_t cublas;
+  counter.True("cuBLAS opens", cublasCreate(&cublas) == CUBLAS_STATUS_SUCCESS);
+  const DeviceArray<std::uint16_t> expanded(4160 * 1024), raw(200 * 4160);
+  const ProductScratch scratch{cublas, expanded.get(), raw.get()};
   const float eps = 1e-5f;
   for (DType dtype : {DType::kF16, DType::kBF16}) {
     const double limit = dtype == DType::kF16 ? 6e-4 : 5e-3;
-    for (int m : {1, 5, 8, 20, 32}) {
+    for (int m : {1, 5, 8, 20, 32, 65, 200}) {
       const std::string suffix = std::string(dtype == DType::kF16 ? " f16" : " bf16") + " m=" + std::to_string(m);
+      const auto run = [&](const ProductArgs& a) { return Product(a, scratch, nullptr); };
       const int k = 1024, n = 4160;
       const PackedShape shape{n, k, CodeKind::kInteger, 4, 128, OffsetMode::kConstant};
       const std::vector<std::uint16_t> x = RandomHalves(m * k, dtype, rng);
@@ -162,7 +169,7 @@ void TestEpilogues(Counter& counter, std::mt19937& rng) {
         args.bias = d_bias.get();
         args.out = out.get();
         args.ldo = n;
-        NIBBLE_CUDA_OK(StreamProduct(args, nullptr));
+        NIBBLE_CUDA_OK(run(args));
         NIBBLE_CUDA_OK(cudaDeviceSynchronize());
         counter.Near("norm + bias" + suffix, DecodeAll(out.Host(), dtype), expected, limit);
       }
@@ -186,7 +193,7 @@ void TestEpilogues(Counter& counter, std::mt19937& rng) {
           args.gate = gate;
           args.out = out.get();
           args.ldo = n / 2;
-          NIBBLE_CUDA_OK(StreamProduct(args, nullptr));
+          NIBBLE_CUDA_OK(run(args));
           NIBBLE_CUDA_OK(cudaDeviceSynchronize());
           counter.Near(std::string(gate == Gate::kSilu ? "silu" : "gelu") + suffix, DecodeAll(out.Host(), dtype),
                        expected, limit);
@@ -211,11 +218,13 @@ void TestEpilogues(Counter& counter, std::mt19937& rng) {
         args.output = Output::kResidual;
         args.residual = d_residual.get();
         args.norm_out = {d_weight.get(), normed.get(), d_sums.get()};
-        NIBBLE_CUDA_OK(StreamProduct(args, nullptr));
+        NIBBLE_CUDA_OK(run(args));
         NIBBLE_CUDA_OK(cudaDeviceSynchronize());
-        counter.Near("residual" + suffix, d_residual.Host(), residual, 1e-5);
+        // Past the streamed sizes the product itself is rounded to 16 bits first.
+        const double sum_limit = m <= 48 ? 1e-5 : limit;
+        counter.Near("residual" + suffix, d_residual.Host(), residual, sum_limit);
         counter.Near("next norm" + suffix, DecodeAll(normed.Host(), dtype), expected, limit);
-        counter.Near("sums of squares" + suffix, d_sums.Host(), sums, 1e-5);
+        counter.Near("sums of squares" + suffix, d_sums.Host(), sums, sum_limit);
       }
     }
   }
