@@ -21,10 +21,10 @@ def test_generate_against_a_server(smollm2):
 
 
 def test_generate_in_process_says_the_same(smollm2, smollm2_path):
-    args = ("--chat", "--temperature", "0", "--max-tokens", "16", "What is the capital of France?")
+    args = ("--chat", "--temperature", "0", "--max-tokens", "16", "What is gravity?")
     remote = run("generate", "--server", smollm2.address, *args)
     local = run("generate", "--model", smollm2_path, *args)
-    assert local.stdout == remote.stdout and "Paris" in local.stdout
+    assert local.stdout == remote.stdout and "ravity" in local.stdout
 
 
 def test_plan_and_inspect(smollm2_path):

@@ -21,13 +21,13 @@ def test_text_streams_and_finishes(smollm2_client):
 
 
 def test_chat_uses_the_models_template(smollm2_client):
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    messages = [{"role": "user", "content": "What is gravity?"}]
     answer = smollm2_client.ask(chat={"messages": messages}, sampling=GREEDY, stopping={"max_tokens": 40})
-    assert "Paris" in answer.text[0]
+    assert "force" in answer.text[0] or "physics" in answer.text[0]
     ids = smollm2_client.Tokenize(chat={"messages": messages}).token_ids
     assert answer.started.prompt_tokens == len(ids)
-    assert "<|im_start|>assistant\n" in smollm2_client.Detokenize(token_ids=ids, keep_special_tokens=True).text \
-        or len(ids) > 20
+    rendered = smollm2_client.Detokenize(token_ids=ids, keep_special_tokens=True).text
+    assert rendered.endswith("<|im_start|>user\nWhat is gravity?<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_tokens_in_equals_text_in(smollm2_client):
