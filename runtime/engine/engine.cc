@@ -415,6 +415,9 @@ absl::Status Engine::WarmUp(absl::Duration at_most, const std::function<bool(int
       return absl::CancelledError("the load was cancelled");
     }
     const auto [phase, tokens] = steps[i];
+    StepShape shape{.phase = phase};
+    shape.Add(0, tokens);
+    if (scheduler_.cost().Estimate(shape) > absl::ToDoubleSeconds(at_most)) continue;
     RETURN_IF_ERROR(WarmUpStep(++id, phase, phase == Phase::kDecode ? tokens : 1,
                                phase == Phase::kDecode ? 1 : tokens));
   }

@@ -1,6 +1,7 @@
 // Names to models: loads, swaps and unloads; alone owns the engines.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>

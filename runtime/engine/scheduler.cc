@@ -14,6 +14,11 @@ namespace {
 // that streams all weights for one token costs about as much for a few.
 constexpr std::int32_t kLeastChunk = 16;
 
+// Nor does one take much longer than this when nobody decodes: a cancel, a new request and the
+// heartbeat wait for the end of a step, which for a large model on a slow host could be half a
+// minute.
+constexpr double kLongestPrefillSeconds = 2.0;
+
 bool Senior(const Sequence* a, const Sequence* b) {
   const RequestState& x = *a->request;
   const RequestState& y = *b->request;
@@ -279,8 +284,9 @@ double Scheduler::PrefillBudget() const {
   for (const Sequence* sequence : running_) {
     if (CanDecode(*sequence)) decode.Add(sequence->kv_launched, 1);
   }
-  if (decode.tokens == 0) return std::numeric_limits<double>::infinity();
-  return std::max(absl::ToDoubleSeconds(options_.max_itl) - cost_.Bound(decode), 0.0);
+  if (decode.tokens == 0) return kLongestPrefillSeconds;
+  const double left = absl::ToDoubleSeconds(options_.max_itl) - cost_.Bound(decode);
+  return std::clamp(left, 0.0, kLongestPrefillSeconds);
 }
 
 // The most senior first: it always advances. Then the shortest, so that a short prompt does not

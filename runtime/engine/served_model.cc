@@ -80,9 +80,10 @@ void MarkEndOfLastMessage(Json* variables) {
 absl::Status CutAfterLastMessage(std::string* rendered) {
   const std::size_t end = rendered->rfind(kEnd.data(), std::string::npos, kEnd.size());
   if (end == std::string::npos) {
-    return WithReason(absl::InvalidArgumentError(
-                          "the chat template leaves out the last message, so it cannot be continued"),
-                      "CHAT_TEMPLATE_REFUSED");
+    return WithReason(
+        absl::InvalidArgumentError(
+            "the chat template leaves out the last message, so it cannot be continued"),
+        "CHAT_TEMPLATE_REFUSED");
   }
   *rendered = absl::StrReplaceAll(rendered->substr(0, end), {{kEnd, ""}});
   return absl::OkStatus();

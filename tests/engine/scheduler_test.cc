@@ -329,6 +329,25 @@ TEST(SchedulerTest, PromptsDoNotStallThoseWhoDecode) {
   }
 }
 
+TEST(SchedulerTest, NoStepOfASlowDeviceLastsForever) {
+  Simulation::Options options = Small();
+  options.scheduler.limits.max_tokens = 512;
+  options.scheduler.limits.max_context = 2000;
+  options.num_pages = 500;
+  options.per_token = 0.05;  // twenty tokens a second
+  Simulation simulation(options);
+  simulation.Add({.prompt = 1500, .max_tokens = 1});
+  std::int64_t longest = 0, prefilled = 0;
+  simulation.on_launch = [&](const Batch& batch) {
+    longest = std::max(longest, batch.shape.tokens);
+    prefilled += batch.shape.tokens;
+  };
+  simulation.RunUntilIdle();
+  EXPECT_LE(longest, 42);
+  EXPECT_GE(longest, 35);
+  EXPECT_EQ(prefilled, 1500);
+}
+
 TEST(SchedulerTest, AShortPromptDoesNotWaitBehindABook) {
   Simulation::Options options = Small();
   options.scheduler.limits.max_context = 4000;
