@@ -7,23 +7,55 @@
 namespace nibble {
 
 enum class DType : std::uint8_t {
-  kBool, kU8, kI8, kU16, kI16, kU32, kI32, kU64, kI64,
+  kBool,
+  kU8,
+  kI8,
+  kU16,
+  kI16,
+  kU32,
+  kI32,
+  kU64,
+  kI64,
   kF8E4M3,  // the "FN" variant: no infinities, 0x7f and 0xff are NaN
-  kF8E5M2, kF8E8M0, kF8E4M3Fnuz, kF8E5M2Fnuz,
-  kF16, kBF16, kF32, kF64, kC64,
-  kF4, kF6E2M3, kF6E3M2,  // sub-byte
+  kF8E5M2,
+  kF8E8M0,
+  kF8E4M3Fnuz,
+  kF8E5M2Fnuz,
+  kF16,
+  kBF16,
+  kF32,
+  kF64,
+  kC64,
+  kF4,
+  kF6E2M3,
+  kF6E3M2,  // sub-byte
 };
 
 // Bits of one element.
 constexpr int BitsOf(DType dtype) {
   switch (dtype) {
     case DType::kF4: return 4;
-    case DType::kF6E2M3: case DType::kF6E3M2: return 6;
-    case DType::kBool: case DType::kU8: case DType::kI8: case DType::kF8E4M3:
-    case DType::kF8E5M2: case DType::kF8E8M0: case DType::kF8E4M3Fnuz: case DType::kF8E5M2Fnuz: return 8;
-    case DType::kU16: case DType::kI16: case DType::kF16: case DType::kBF16: return 16;
-    case DType::kU32: case DType::kI32: case DType::kF32: return 32;
-    case DType::kU64: case DType::kI64: case DType::kF64: case DType::kC64: return 64;
+    case DType::kF6E2M3:
+    case DType::kF6E3M2: return 6;
+    case DType::kBool:
+    case DType::kU8:
+    case DType::kI8:
+    case DType::kF8E4M3:
+    case DType::kF8E5M2:
+    case DType::kF8E8M0:
+    case DType::kF8E4M3Fnuz:
+    case DType::kF8E5M2Fnuz: return 8;
+    case DType::kU16:
+    case DType::kI16:
+    case DType::kF16:
+    case DType::kBF16: return 16;
+    case DType::kU32:
+    case DType::kI32:
+    case DType::kF32: return 32;
+    case DType::kU64:
+    case DType::kI64:
+    case DType::kF64:
+    case DType::kC64: return 64;
   }
   return 0;
 }
@@ -86,7 +118,7 @@ constexpr std::uint16_t F32ToF16(float value) {
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return sign | 0x7e00;
   if (magnitude >= 0x477ff000u) return sign | 0x7c00;  // rounds to 2^16 or more
-  if (magnitude < 0x38800000u) {                       // subnormal half: the f32 adder rounds for us
+  if (magnitude < 0x38800000u) {  // subnormal half: the f32 adder rounds for us
     const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
     return sign | static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(shifted) - 0x3f000000u);
   }

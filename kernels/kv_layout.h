@@ -17,8 +17,12 @@ struct KvLayout {
   int page_tokens = 64;
   DType dtype = DType::kF16;
 
-  constexpr std::int64_t HeadStride() const { return std::int64_t{page_tokens} * head_dim; }  // elements
-  constexpr std::int64_t ValueOffset() const { return HeadStride() * num_kv_heads; }  // from K to V of a page
+  constexpr std::int64_t HeadStride() const {
+    return std::int64_t{page_tokens} * head_dim;
+  }  // elements
+  constexpr std::int64_t ValueOffset() const {
+    return HeadStride() * num_kv_heads;
+  }  // from K to V of a page
   constexpr std::int64_t PageStride() const { return 2 * ValueOffset(); }
   constexpr std::int64_t LayerStride() const { return PageStride() * num_pages; }
   constexpr std::int64_t BytesPerPage() const {  // over all layers

@@ -54,14 +54,14 @@ ModelHub::Options HubOptions(
 Daemon::Daemon(ServeOptions options)
     : options_(std::move(options)),
       metrics_(ThisBuild()),
-      hub_(HubOptions(
-               options_, &watchers_,
-               [this](const std::string& model, const absl::Status& status) {
-                 LogError("a device is lost", {{"model", model}, {"status", status.ToString()}});
-                 const std::lock_guard lock(mutex_);
-                 lost_ = status;
-                 changed_.notify_all();
-               }),
+      hub_(HubOptions(options_, &watchers_,
+                      [this](const std::string& model, const absl::Status& status) {
+                        LogError("a device is lost",
+                                 {{"model", model}, {"status", status.ToString()}});
+                        const std::lock_guard lock(mutex_);
+                        lost_ = status;
+                        changed_.notify_all();
+                      }),
            &metrics_),
       state_(&hub_, &metrics_, NamesOf(options_.models)),
       prepare_pool_(PrepareThreads(), kMaxQueuedPreparations),

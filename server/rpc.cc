@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kMaxRequestBytes = 4 << 20;
 constexpr int kMaxConcurrentStreams = 1024;  // of one connection
-constexpr int kMaxReflectionThreads = 256;    // the reflection service is synchronous
+constexpr int kMaxReflectionThreads = 256;   // the reflection service is synchronous
 constexpr int kKeepaliveTimeMs =
     30'000;  // a half-open connection is closed after this and the timeout
 constexpr int kKeepaliveTimeoutMs = 10'000;

@@ -35,9 +35,8 @@ void QuietLibraries() {
       nullptr);  // a request that does not parse is the client's business
   if (std::getenv("GRPC_VERBOSITY") != nullptr || std::getenv("GRPC_TRACE") != nullptr) return;
   gpr_set_log_verbosity(GPR_LOG_SEVERITY_ERROR);
-  gpr_set_log_function([](gpr_log_func_args* record) {
-    LogWarning("grpc", {{"text", record->message}});
-  });
+  gpr_set_log_function(
+      [](gpr_log_func_args* record) { LogWarning("grpc", {{"text", record->message}}); });
 }
 
 std::vector<std::string> Environment() {

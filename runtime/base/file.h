@@ -1,5 +1,5 @@
-// Random access to a file that is only ever read, by pread: a file truncated underneath us is a status,
-// never a SIGBUS.
+// Random access to a file that is only ever read, by pread: a file truncated underneath us is a
+// status, never a SIGBUS.
 #pragma once
 
 #include <cstddef>

@@ -38,13 +38,16 @@ class Builder final : public nlohmann::json_sax<nlohmann::json> {
 
   bool key(string_t& value) override {
     Frame& frame = stack_.back();
-    if (!frame.keys.insert(value).second) return Fail(absl::StrCat("duplicate key \"", Shown(value), "\""));
+    if (!frame.keys.insert(value).second)
+      return Fail(absl::StrCat("duplicate key \"", Shown(value), "\""));
     frame.key = std::move(value);
     return true;
   }
 
-  bool parse_error(std::size_t position, const std::string&, const nlohmann::detail::exception& e) override {
-    // nlohmann's text repeats the input around the error; only its reason is of use, and it is bounded.
+  bool parse_error(std::size_t position, const std::string&,
+                   const nlohmann::detail::exception& e) override {
+    // nlohmann's text repeats the input around the error; only its reason is of use, and it is
+    // bounded.
     error = absl::StrCat("invalid JSON at byte ", position, ": ", Shown(e.what()));
     return false;
   }
@@ -111,7 +114,8 @@ void AppendEscaped(const std::string& text, bool ascii_only, std::string* out) {
   *out += nlohmann::json(text).dump(-1, ' ', ascii_only, nlohmann::json::error_handler_t::replace);
 }
 
-// Python's repr of a double: the shortest digits that read back, ".0" kept, exponent outside [1e-4, 1e16).
+// Python's repr of a double: the shortest digits that read back, ".0" kept, exponent outside [1e-4,
+// 1e16).
 std::string DoubleText(double value) {
   if (std::isnan(value)) return "NaN";
   if (std::isinf(value)) return value > 0 ? "Infinity" : "-Infinity";
@@ -127,8 +131,9 @@ std::string DoubleText(double value) {
     return absl::StrCat(text.substr(0, e), "e", exponent < 0 ? "-" : "+",
                         std::abs(exponent) < 10 ? "0" : "", std::abs(exponent));
   }
-  const int significant = static_cast<int>(std::count_if(text.begin(), text.begin() + static_cast<long>(e),
-                                                         [](char c) { return c >= '0' && c <= '9'; }));
+  const int significant =
+      static_cast<int>(std::count_if(text.begin(), text.begin() + static_cast<long>(e),
+                                     [](char c) { return c >= '0' && c <= '9'; }));
   const int decimals = std::max(1, significant - 1 - exponent);
   std::snprintf(digits, sizeof(digits), "%.*f", decimals, value);
   return digits;
@@ -141,7 +146,8 @@ void Dump(const Json& value, const JsonStyle& style, int depth, std::string* out
     out->append(static_cast<std::size_t>(style.indent) * static_cast<std::size_t>(level), ' ');
   };
   // With an indent the line break replaces the blank after an item.
-  const std::string separator = style.indent >= 0 && style.item_separator == ", " ? "," : style.item_separator;
+  const std::string separator =
+      style.indent >= 0 && style.item_separator == ", " ? "," : style.item_separator;
   if (value.is_null()) {
     *out += "null";
   } else if (value.is_bool()) {
@@ -171,7 +177,8 @@ void Dump(const Json& value, const JsonStyle& style, int depth, std::string* out
     std::vector<const Json::Member*> members;
     for (const Json::Member& member : value.AsObject()) members.push_back(&member);
     if (style.sort_keys) {
-      std::sort(members.begin(), members.end(), [](auto* a, auto* b) { return a->first < b->first; });
+      std::sort(members.begin(), members.end(),
+                [](auto* a, auto* b) { return a->first < b->first; });
     }
     *out += '{';
     bool first = true;
@@ -191,7 +198,8 @@ void Dump(const Json& value, const JsonStyle& style, int depth, std::string* out
 }  // namespace
 
 bool Json::is_integer() const {
-  return std::holds_alternative<std::int64_t>(value_) || std::holds_alternative<std::uint64_t>(value_);
+  return std::holds_alternative<std::int64_t>(value_) ||
+         std::holds_alternative<std::uint64_t>(value_);
 }
 
 bool Json::AsBool() const {
@@ -282,7 +290,8 @@ absl::StatusOr<Json> ParseJson(absl::string_view text, const JsonLimits& limits)
   } catch (const std::exception& e) {  // nlohmann throws for numbers out of range of a double
     builder.error = std::string(e.what()).substr(0, 200);
   }
-  if (!complete) return absl::InvalidArgumentError(builder.error.empty() ? "invalid JSON" : builder.error);
+  if (!complete)
+    return absl::InvalidArgumentError(builder.error.empty() ? "invalid JSON" : builder.error);
   return std::move(builder.result);
 }
 

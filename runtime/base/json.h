@@ -1,5 +1,6 @@
-// JSON values and a parser for untrusted text: depth and size are bounded, duplicate keys are refused,
-// integers stay integers. Objects keep the order of the text, which chat templates and `tojson` show.
+// JSON values and a parser for untrusted text: depth and size are bounded, duplicate keys are
+// refused, integers stay integers. Objects keep the order of the text, which chat templates and
+// `tojson` show.
 #pragma once
 
 #include <cstdint>
@@ -62,7 +63,9 @@ class Json {
   bool operator==(const Json&) const = default;
 
  private:
-  std::variant<std::monostate, bool, std::int64_t, std::uint64_t, double, std::string, Array, Object> value_;
+  std::variant<std::monostate, bool, std::int64_t, std::uint64_t, double, std::string, Array,
+               Object>
+      value_;
 };
 
 struct JsonLimits {
@@ -70,12 +73,13 @@ struct JsonLimits {
   std::int64_t max_values = 20'000'000;  // scalars, arrays and objects together
 };
 
-// One JSON text, whitespace around it allowed. InvalidArgument names the byte offset and the reason.
+// One JSON text, whitespace around it allowed. InvalidArgument names the byte offset and the
+// reason.
 absl::StatusOr<Json> ParseJson(absl::string_view text, const JsonLimits& limits = {});
 
 struct JsonStyle {
-  int indent = -1;                     // -1: one line
-  std::string item_separator = ", ";   // Python's json.dumps defaults, which templates expect
+  int indent = -1;                    // -1: one line
+  std::string item_separator = ", ";  // Python's json.dumps defaults, which templates expect
   std::string key_separator = ": ";
   bool sort_keys = false;
   bool ascii_only = false;

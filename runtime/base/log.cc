@@ -20,8 +20,8 @@ struct LogState {
 LogState& State() {
   static LogState* state = [] {
     auto* created = new LogState;
-    created->logger =
-        std::make_shared<spdlog::logger>("nibble", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+    created->logger = std::make_shared<spdlog::logger>(
+        "nibble", std::make_shared<spdlog::sinks::stderr_sink_mt>());
     created->logger->set_pattern("%v");
     created->logger->flush_on(spdlog::level::info);
     return created;
@@ -59,7 +59,8 @@ void ConfigureLog(LogFormat format, LogLevel level) {
 void Log(LogLevel level, absl::string_view message, LogFields fields) {
   LogState& state = State();
   if (!state.logger->should_log(ToSpdlog(level))) return;
-  const std::string time = absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::Now(), absl::UTCTimeZone());
+  const std::string time =
+      absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::Now(), absl::UTCTimeZone());
   std::string line;
   if (state.format == LogFormat::kJson) {
     Json record;

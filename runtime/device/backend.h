@@ -1,4 +1,5 @@
-// A device: memory, packing, compiling a Program. One file a backend; engine and model know only this.
+// A device: memory, packing, compiling a Program. One file a backend; engine and model know only
+// this.
 #pragma once
 
 #include <cstdint>
@@ -20,23 +21,23 @@ namespace nibble {
 enum class Compute : std::uint8_t { kAuto, kF32, kF16, kBF16, kFp8, kInt8 };
 
 struct DeviceInfo {
-  std::string name;                     // "cpu" | "cuda:0"
-  std::string description;              // "AMD EPYC, 2 threads, AVX-512 VNNI"
-  std::int64_t memory_bytes = 0;        // usable in all: the card's, or the cgroup's limit
-  double memory_bandwidth = 0;          // bytes/s, measured or tabled; 0: unknown
-  double flops = 0;                     // 16-bit multiply-adds * 2 a second; 0: unknown
+  std::string name;               // "cpu" | "cuda:0"
+  std::string description;        // "AMD EPYC, 2 threads, AVX-512 VNNI"
+  std::int64_t memory_bytes = 0;  // usable in all: the card's, or the cgroup's limit
+  double memory_bandwidth = 0;    // bytes/s, measured or tabled; 0: unknown
+  double flops = 0;               // 16-bit multiply-adds * 2 a second; 0: unknown
 };
 
-// A stack of weights in the layout this backend's kernels like: concatenated along N (q, k, v; gate, up), or
-// stacked as experts. Segments of unequal encodings stay apart inside.
+// A stack of weights in the layout this backend's kernels like: concatenated along N (q, k, v;
+// gate, up), or stacked as experts. Segments of unequal encodings stay apart inside.
 enum class PackAxis : std::uint8_t { kN, kExperts };
 
 class PackedLinear {
  public:
   virtual ~PackedLinear() = default;
-  std::int64_t n = 0;       // all segments together (kN), or of one expert
+  std::int64_t n = 0;  // all segments together (kN), or of one expert
   std::int64_t k = 0;
-  std::int64_t bytes = 0;   // device bytes held
+  std::int64_t bytes = 0;  // device bytes held
 };
 
 // Weights of one model on one device, in the order the Program names them.
@@ -47,10 +48,10 @@ struct ModelWeights {
 
 // The most one step may carry; buffers are sized for it.
 struct StepLimits {
-  std::int32_t max_tokens = 512;      // of a step (prefill chunk, or decode rows)
-  std::int32_t max_sequences = 64;    // of a step
-  std::int32_t max_slots = 64;        // sequences alive at once
-  std::int32_t max_logit_rows = 64;   // of a step
+  std::int32_t max_tokens = 512;     // of a step (prefill chunk, or decode rows)
+  std::int32_t max_sequences = 64;   // of a step
+  std::int32_t max_slots = 64;       // sequences alive at once
+  std::int32_t max_logit_rows = 64;  // of a step
   std::int32_t max_context = 2048;
 };
 
@@ -67,11 +68,12 @@ class Runner {
  public:
   virtual ~Runner() = default;
 
-  // How many steps may be in flight besides the one being launched: 0 on the CPU, 1 on an asynchronous device.
+  // How many steps may be in flight besides the one being launched: 0 on the CPU, 1 on an
+  // asynchronous device.
   virtual int depth() const = 0;
 
-  // Starts a step; its inputs are copied before this returns. Steps run in launch order. Errors that end the
-  // device (sticky) are Internal; every later call repeats them.
+  // Starts a step; its inputs are copied before this returns. Steps run in launch order. Errors
+  // that end the device (sticky) are Internal; every later call repeats them.
   virtual absl::Status Launch(const StepInput& input) = 0;
 
   // Waits for the oldest launched step. REQUIRES: one is in flight.
@@ -93,7 +95,8 @@ class Backend {
   virtual DType DefaultKvDType(Compute compute) const = 0;
 
   // Exactly the device bytes Pack will hold. Unimplemented names what this backend cannot run.
-  virtual absl::StatusOr<std::int64_t> PackedBytes(std::span<const LinearSpec> specs, PackAxis axis) const = 0;
+  virtual absl::StatusOr<std::int64_t> PackedBytes(std::span<const LinearSpec> specs,
+                                                   PackAxis axis) const = 0;
   virtual absl::StatusOr<std::unique_ptr<PackedLinear>> Pack(std::span<const LinearWeight> weights,
                                                              PackAxis axis) = 0;
 
@@ -101,8 +104,9 @@ class Backend {
   virtual std::int64_t WorkspaceBytes(const Program& program, const StepLimits& limits) const = 0;
 
   // Allocates the KV pool and the workspace; nothing is allocated in a step.
-  virtual absl::StatusOr<std::unique_ptr<Runner>> Compile(const Program& program, ModelWeights weights,
-                                                          const KvLayout& kv, const StepLimits& limits) = 0;
+  virtual absl::StatusOr<std::unique_ptr<Runner>> Compile(const Program& program,
+                                                          ModelWeights weights, const KvLayout& kv,
+                                                          const StepLimits& limits) = 0;
 };
 
 struct BackendOptions {

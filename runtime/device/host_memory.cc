@@ -33,7 +33,8 @@ absl::StatusOr<HostMemory> HostMemory::Allocate(std::int64_t bytes) {
   HostMemory memory(static_cast<std::byte*>(data), size);
   if (size >= kHugeFrom) madvise(data, static_cast<std::size_t>(size), MADV_HUGEPAGE);  // a wish
   // Taken now, not page by page under requests: what was planned is what is resident, and a system
-  // that has less says so here. Kernels before 5.14 do not know the advice and fault pages in later.
+  // that has less says so here. Kernels before 5.14 do not know the advice and fault pages in
+  // later.
   if (madvise(data, static_cast<std::size_t>(size), MADV_POPULATE_WRITE) != 0 && errno == ENOMEM) {
     return NoMemory(size);
   }

@@ -1,5 +1,6 @@
-// The forward pass of one model as data: flat ops over numbered buffers, built once from the configuration and
-// compiled by each backend. No op holds data; weights are named by index into ModelWeights.
+// The forward pass of one model as data: flat ops over numbered buffers, built once from the
+// configuration and compiled by each backend. No op holds data; weights are named by index into
+// ModelWeights.
 #pragma once
 
 #include <cstdint>
@@ -17,23 +18,45 @@ inline constexpr VectorId kNoVector = -1;
 enum class Activation : std::uint8_t { kSilu, kGeluTanh };
 
 // out[t, :] = table[token[t], :] * scale. `table` may be the tied lm_head.
-struct EmbedOp { LinearId table; BufferId out; float scale; };
+struct EmbedOp {
+  LinearId table;
+  BufferId out;
+  float scale;
+};
 
 // out = in / rms(in) * weight, mean of squares in f32 over `dim`; in == out allowed.
-struct RmsNormOp { BufferId in; VectorId weight; BufferId out; float eps; };
+struct RmsNormOp {
+  BufferId in;
+  VectorId weight;
+  BufferId out;
+  float eps;
+};
 
 // residual += delta; out = RmsNorm(residual).
-struct AddRmsNormOp { BufferId residual; BufferId delta; VectorId weight; BufferId out; float eps; };
+struct AddRmsNormOp {
+  BufferId residual;
+  BufferId delta;
+  VectorId weight;
+  BufferId out;
+  float eps;
+};
 
 // residual += delta.
-struct AddOp { BufferId residual; BufferId delta; };
+struct AddOp {
+  BufferId residual;
+  BufferId delta;
+};
 
 // out[t, n] = in[t, k] * W^T + bias.
-struct LinearOp { BufferId in; LinearId weight; BufferId out; };
+struct LinearOp {
+  BufferId in;
+  LinearId weight;
+  BufferId out;
+};
 
-// qkv[t, (heads + 2 * kv_heads) * head_dim] as [q | k | v]: optional RMS norm of each q and k head, rotary
-// embedding of the first `rope_dim` of each (half-split pairs) from rope table `rope`, then k and v are appended
-// to layer `layer` of the KV pool at the token's position.
+// qkv[t, (heads + 2 * kv_heads) * head_dim] as [q | k | v]: optional RMS norm of each q and k head,
+// rotary embedding of the first `rope_dim` of each (half-split pairs) from rope table `rope`, then
+// k and v are appended to layer `layer` of the KV pool at the token's position.
 struct RopeAppendOp {
   BufferId qkv;
   std::int32_t layer;
@@ -43,9 +66,10 @@ struct RopeAppendOp {
   float norm_eps;
 };
 
-// out[t, heads * head_dim]: causal attention of the q part of `qkv` over the KV pool. A key at p is visible
-// from position t iff p <= t and (window == 0 or t - p < window). scores = scale * q.k, then
-// softcap * tanh(scores / softcap) when softcap > 0. `sinks` [heads]: one more logit a row, dropped after softmax.
+// out[t, heads * head_dim]: causal attention of the q part of `qkv` over the KV pool. A key at p is
+// visible from position t iff p <= t and (window == 0 or t - p < window). scores = scale * q.k,
+// then softcap * tanh(scores / softcap) when softcap > 0. `sinks` [heads]: one more logit a row,
+// dropped after softmax.
 struct AttentionOp {
   BufferId qkv;
   std::int32_t layer;
@@ -57,10 +81,15 @@ struct AttentionOp {
 };
 
 // out[t, i] = act(in[t, i]) * in[t, dim + i], i < dim: `in` is [gate | up].
-struct GluOp { BufferId in; BufferId out; Activation activation; };
+struct GluOp {
+  BufferId in;
+  BufferId out;
+  Activation activation;
+};
 
-// Mixture of experts: logits = router * in; softmax over all experts in f32; the top_k best, renormalised to
-// sum 1 if `renormalize`; out = sum of weight * down(act(gate) * up). Expert stacks are one PackedLinear each.
+// Mixture of experts: logits = router * in; softmax over all experts in f32; the top_k best,
+// renormalised to sum 1 if `renormalize`; out = sum of weight * down(act(gate) * up). Expert stacks
+// are one PackedLinear each.
 struct MoeOp {
   BufferId in;
   LinearId router;
@@ -75,13 +104,19 @@ struct MoeOp {
 };
 
 // Keeps only the rows of StepInput::logit_rows; everything after it has logit_rows.size() rows.
-struct GatherRowsOp { BufferId in; BufferId out; };
+struct GatherRowsOp {
+  BufferId in;
+  BufferId out;
+};
 
 // logits = softcap * tanh(logits / softcap).
-struct SoftcapOp { BufferId logits; float softcap; };
+struct SoftcapOp {
+  BufferId logits;
+  float softcap;
+};
 
-using Op = std::variant<EmbedOp, RmsNormOp, AddRmsNormOp, AddOp, LinearOp, RopeAppendOp, AttentionOp, GluOp, MoeOp,
-                        GatherRowsOp, SoftcapOp>;
+using Op = std::variant<EmbedOp, RmsNormOp, AddRmsNormOp, AddOp, LinearOp, RopeAppendOp,
+                        AttentionOp, GluOp, MoeOp, GatherRowsOp, SoftcapOp>;
 
 // cos/sin of angle position * inv_freq[j], both times `attention_factor`; f32.
 struct RopeTable {
@@ -90,17 +125,18 @@ struct RopeTable {
 };
 
 struct BufferSpec {
-  std::string name;       // for errors and dumps
-  std::int64_t dim = 0;   // elements a row
+  std::string name;            // for errors and dumps
+  std::int64_t dim = 0;        // elements a row
   bool per_logit_row = false;  // rows: logit rows instead of tokens
-  bool full_precision = false; // residual stream and logits stay f32 where the backend would narrow
+  bool full_precision =
+      false;  // residual stream and logits stay f32 where the backend would narrow
 };
 
 struct Program {
   std::vector<BufferSpec> buffers;
   std::vector<Op> ops;
   std::vector<RopeTable> ropes;
-  BufferId logits = 0;       // what sampling reads: [logit rows, vocab]
+  BufferId logits = 0;  // what sampling reads: [logit rows, vocab]
   std::int32_t num_layers = 0;
   std::int32_t num_heads = 0;
   std::int32_t num_kv_heads = 0;

@@ -86,7 +86,9 @@ void Reaper::Run() noexcept {
       lock.unlock();
       for (Retired& each : done) {
         each.model.engine->Join();
-        { const LoadedModel gone = std::move(each.model); }  // the engine first, its device last
+        {
+          const LoadedModel gone = std::move(each.model);
+        }  // the engine first, its device last
         if (each.on_gone) each.on_gone();
       }
       done.clear();

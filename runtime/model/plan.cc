@@ -169,8 +169,9 @@ absl::Status SizeKvPool(const PlanOptions& options, const DeviceInfo& info, Memo
   plan.kv.num_pages = static_cast<int>(pages);
   plan.kv_bytes = plan.kv.TotalBytes();
   plan.kv_tokens = pages * plan.kv.page_tokens;
-  // A context that was asked for is a promise. The model's own may be longer than the pool: requests
-  // that cannot fit are refused, EXCEEDS_KV_POOL, and an answer may end where the pool does.
+  // A context that was asked for is a promise. The model's own may be longer than the pool:
+  // requests that cannot fit are refused, EXCEEDS_KV_POOL, and an answer may end where the pool
+  // does.
   if (options.max_context && plan.kv_tokens < plan.limits.max_context) {
     return DoesNotFit(plan, options, info, sequence_bytes,
                       absl::StrCat("one sequence of --max-context ", *options.max_context));

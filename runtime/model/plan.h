@@ -20,9 +20,9 @@ struct PlanOptions {
   // --kv-memory. Unset: what is left, but no more than max_batch sequences of max_context can use,
   // and on a host, whose memory is not ours alone, no more than 1 GiB and a quarter of the budget.
   std::optional<std::int64_t> kv_bytes;
-  std::optional<DType> kv_dtype;  // --kv-dtype
+  std::optional<DType> kv_dtype;            // --kv-dtype
   std::optional<std::int32_t> max_context;  // --max-context; unset: the model's
-  std::optional<std::int32_t> max_batch;  // --max-batch; unset: 64 on a host, 256 on a card
+  std::optional<std::int32_t> max_batch;    // --max-batch; unset: 64 on a host, 256 on a card
   Compute compute = Compute::kAuto;
   std::int32_t page_tokens = 64;
 };

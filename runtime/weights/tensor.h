@@ -21,7 +21,7 @@ class HostBuffer {
   explicit HostBuffer(std::size_t bytes)
       : data_(bytes == 0
                   ? nullptr
-                  : static_cast<std::byte*>(::operator new (bytes, std::align_val_t{kAlignment}))),
+                  : static_cast<std::byte*>(::operator new(bytes, std::align_val_t{kAlignment}))),
         size_(bytes) {}
 
   std::byte* data() { return data_.get(); }
@@ -45,7 +45,7 @@ class HostBuffer {
   static constexpr std::size_t kAlignment = 64;
   struct Free {
     void operator()(std::byte* data) const {
-      ::operator delete (data, std::align_val_t{kAlignment});
+      ::operator delete(data, std::align_val_t{kAlignment});
     }
   };
   std::unique_ptr<std::byte, Free> data_;

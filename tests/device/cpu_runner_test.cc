@@ -107,7 +107,8 @@ TEST_P(CpuRunnerTest, RowIsTheSameBitsAloneAndAmongThirtyTwoOthers) {
 }
 
 TEST_P(CpuRunnerTest, ThreadsDoNotChangeTheBits) {
-  const auto prompt = Prompt(300, 7);  // three chunks of keys: shared out among threads when there are several
+  const auto prompt =
+      Prompt(300, 7);  // three chunks of keys: shared out among threads when there are several
   std::vector<std::vector<std::vector<float>>> all;
   for (const int threads : {1, 2, 5}) {
     const auto backend = Open(GetParam(), threads);

@@ -482,14 +482,14 @@ TEST_P(EngineTest, NumbersThatADeviceWouldRefuseStopAtTheDoor) {
   const float infinity = std::numeric_limits<float>::infinity();
   std::vector<Request> bad;
   for (float value : {nan, infinity, -infinity, -1.0f}) {
-    for (float SamplingParams::*field :
+    for (float SamplingParams::* field :
          {&SamplingParams::temperature, &SamplingParams::top_p, &SamplingParams::min_p,
           &SamplingParams::repetition_penalty}) {
       bad.push_back(Ask({1}, 1));
       bad.back().sampling.*field = value;
     }
     if (value == -1.0f) continue;
-    for (float SamplingParams::*field :
+    for (float SamplingParams::* field :
          {&SamplingParams::presence_penalty, &SamplingParams::frequency_penalty}) {
       bad.push_back(Ask({1}, 1));
       bad.back().sampling.*field = value;

@@ -24,9 +24,9 @@ inline std::optional<std::filesystem::path> ConformanceDir() {
 
 }  // namespace nibble
 
-#define NIBBLE_REQUIRE_CONFORMANCE(dir)                                                     \
-  const auto dir##_found = ::nibble::ConformanceDir();                                      \
-  if (!dir##_found) {                                                                       \
-    GTEST_SKIP() << "no conformance data: set NIBBLE_CONFORMANCE_DIR to run this test";     \
-  }                                                                                         \
+#define NIBBLE_REQUIRE_CONFORMANCE(dir)                                                 \
+  const auto dir##_found = ::nibble::ConformanceDir();                                  \
+  if (!dir##_found) {                                                                   \
+    GTEST_SKIP() << "no conformance data: set NIBBLE_CONFORMANCE_DIR to run this test"; \
+  }                                                                                     \
   const std::filesystem::path dir = *dir##_found

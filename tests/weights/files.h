@@ -53,7 +53,9 @@ std::string Raw(const std::vector<T>& values) {
   return std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
 }
 template <typename T>
-std::string Raw(T value) requires std::is_arithmetic_v<T> {
+std::string Raw(T value)
+  requires std::is_arithmetic_v<T>
+{
   return std::string(reinterpret_cast<const char*>(&value), sizeof(T));
 }
 

@@ -174,11 +174,7 @@ std::vector<Malformed> MalformedCases() {
       {"DuplicateTensor", [] { return WithTensor("first", {1}, 0, 4); },
        "duplicate tensor \"first\""},
       {"NoDims", [] { return WithTensor("t", {}, 0, 4); }, "has 0 dimensions"},
-      {"FiveDims",
-       [] {
-         return WithTensor("t", {1, 1, 1, 1, 1}, 0, 4);
-       },
-       "has 5 dimensions"},
+      {"FiveDims", [] { return WithTensor("t", {1, 1, 1, 1, 1}, 0, 4); }, "has 5 dimensions"},
       {"Dims2To32",
        [] {
          return Broken([](auto& g) {
@@ -187,20 +183,9 @@ std::vector<Malformed> MalformedCases() {
          });
        },
        "has 4294967295 dimensions"},
-      {"ZeroDim",
-       [] {
-         return WithTensor("t", {4, 0}, 0, 0);
-       },
-       "dimension 1 of 0"},
-      {"NegativeDim",
-       [] {
-         return WithTensor("t", {4, -1}, 0, 16);
-       },
-       "dimension 1 of -1"},
-      {"ElementsOverflow",
-       [] {
-         return WithTensor("t", {kTop, 2}, 0, 16);
-       },
+      {"ZeroDim", [] { return WithTensor("t", {4, 0}, 0, 0); }, "dimension 1 of 0"},
+      {"NegativeDim", [] { return WithTensor("t", {4, -1}, 0, 16); }, "dimension 1 of -1"},
+      {"ElementsOverflow", [] { return WithTensor("t", {kTop, 2}, 0, 16); },
        "2^63 or more elements"},
       {"BytesOverflow", [] { return WithTensor("t", {kTop}, 28, 16); }, "2^63 or more bytes"},
       {"TwoNearlyWholeTensors",
