@@ -1,20 +1,24 @@
-// How a GPU holds a quantized matrix: one stream of blocks in the order its product kernels read it.
+// How a GPU holds a quantized matrix: one stream of blocks in the order its product kernels read
+// it.
 //
-// w[n, k] is cut into *tiles* of 16 rows and *units* of 128 columns. The blocks of one tile are contiguous:
+// w[n, k] is cut into *tiles* of 16 rows and *units* of 128 columns. The blocks of one tile are
+// contiguous:
 //
 //   block[tile][unit] = codes   2 atoms of 16 x 64, each 128 * bits bytes
 //                       scales  half2[128 / group][8]: (row g, row g + 8), g = 0..7
 //                       offsets the same shape, when OffsetMode is a table
 //
-// An atom holds codes in the register order of operand A of mma.m16n8k16 (and, warp by warp, of wgmma with A
-// from registers): in k-step j (16 columns) lane 4 * g + t holds the four register pairs
+// An atom holds codes in the register order of operand A of mma.m16n8k16 (and, warp by warp, of
+// wgmma with A from registers): in k-step j (16 columns) lane 4 * g + t holds the four register
+// pairs
 //
 //   a0 = (row g,     k 2t, 2t + 1)    a2 = (row g,     k 2t + 8, 2t + 9)
 //   a1 = (row g + 8, k 2t, 2t + 1)    a3 = (row g + 8, k 2t + 8, 2t + 9)
 //
-// At 4 bits, pair r of a step lies in nibbles r (first) and r + 4 (second) of one 32-bit word, a lane's four steps
-// in one 128-bit word. Other widths are sums of *bit planes* laid one after the other inside the atom:
-// 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, low bits first. Rows and columns past the matrix have code 0, scale 0, offset 0.
+// At 4 bits, pair r of a step lies in nibbles r (first) and r + 4 (second) of one 32-bit word, a
+// lane's four steps in one 128-bit word. Other widths are sums of *bit planes* laid one after the
+// other inside the atom: 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, low bits first. Rows and columns past the
+// matrix have code 0, scale 0, offset 0.
 #pragma once
 
 #include <bit>
@@ -28,8 +32,8 @@ inline constexpr int kTileRows = 16;
 inline constexpr int kAtomColumns = 64;
 inline constexpr int kUnitColumns = 128;
 
-// Byte operands (int8, e4m3) cut from the same words see the columns of an atom in this order: operand position
-// i holds column kAtomK[i]. Activation quantizers for 8-bit products write it.
+// Byte operands (int8, e4m3) cut from the same words see the columns of an atom in this order:
+// operand position i holds column kAtomK[i]. Activation quantizers for 8-bit products write it.
 inline constexpr std::uint8_t kAtomK[kAtomColumns] = {
     0,  8,  1,  9,  2,  10, 3,  11, 4,  12, 5,  13, 6,  14, 7,  15, 16, 24, 17, 25, 18, 26,
     19, 27, 20, 28, 21, 29, 22, 30, 23, 31, 32, 40, 33, 41, 34, 42, 35, 43, 36, 44, 37, 45,
@@ -37,7 +41,8 @@ inline constexpr std::uint8_t kAtomK[kAtomColumns] = {
 
 enum class CodeKind : std::uint8_t {
   kInteger,   // w = scale * (q - zero) + bias
-  kCodebook,  // w = scale * table[q]; 4 bits, pair r of a step lies in byte r: first low, second high nibble
+  kCodebook,  // w = scale * table[q]; 4 bits, pair r of a step lies in byte r: first low, second
+              // high nibble
 };
 
 enum class OffsetMode : std::uint8_t {
@@ -50,14 +55,16 @@ struct PackedShape {
   std::int64_t n = 0;
   std::int64_t k = 0;
   CodeKind kind = CodeKind::kInteger;
-  int bits = 4;      // 2, 3, 4, 5, 6, 8
-  int group = 128;   // 16, 32, 64 or 128 columns a scale
+  int bits = 4;     // 2, 3, 4, 5, 6, 8
+  int group = 128;  // 16, 32, 64 or 128 columns a scale
   OffsetMode offset = OffsetMode::kConstant;
 
   constexpr std::int64_t Tiles() const { return (n + kTileRows - 1) / kTileRows; }
   constexpr std::int64_t Units() const { return (k + kUnitColumns - 1) / kUnitColumns; }
   constexpr int AtomBytes() const { return 128 * bits; }
-  constexpr int TableBytes() const { return 32 * (kUnitColumns / group); }  // scales, or offsets, of a block
+  constexpr int TableBytes() const {
+    return 32 * (kUnitColumns / group);
+  }  // scales, or offsets, of a block
   constexpr int BlockBytes() const {
     return 2 * AtomBytes() + TableBytes() * (offset == OffsetMode::kConstant ? 1 : 2);
   }
@@ -65,8 +72,8 @@ struct PackedShape {
   bool operator==(const PackedShape&) const = default;
 };
 
-// The packed group for a file's group: the largest of 16, 32, 64, 128 that divides it, so that a file's scale is
-// repeated, never split; 0 when there is none (the matrix is then kept dense).
+// The packed group for a file's group: the largest of 16, 32, 64, 128 that divides it, so that a
+// file's scale is repeated, never split; 0 when there is none (the matrix is then kept dense).
 constexpr int PackedGroup(std::int64_t group) {
   for (int candidate = 128; candidate >= 16; candidate /= 2) {
     if (group % candidate == 0) return candidate;
@@ -74,7 +81,8 @@ constexpr int PackedGroup(std::int64_t group) {
   return 0;
 }
 
-// Row and column, inside the atom, of element `half` of pair `pair` of lane `lane` in k-step `step`.
+// Row and column, inside the atom, of element `half` of pair `pair` of lane `lane` in k-step
+// `step`.
 struct AtomCoordinate {
   int row;
   int column;
@@ -92,14 +100,14 @@ constexpr int CodeAt(const std::uint8_t* row, std::int64_t i, int bits) {
   return static_cast<int>((value >> shift) & ((1u << bits) - 1));
 }
 
-// A plane of 1, 2 or 4 bits is uint32[32 lanes][bits]; of 8 bits uint32[2][32 lanes][4], so that a lane always
-// reads at most 16 bytes at once without bank conflicts.
+// A plane of 1, 2 or 4 bits is uint32[32 lanes][bits]; of 8 bits uint32[2][32 lanes][4], so that a
+// lane always reads at most 16 bytes at once without bank conflicts.
 constexpr int PlaneWordByte(int plane, int lane, int word) {
   return plane < 8 ? (lane * plane + word) * 4 : word / 4 * 512 + (lane * 4 + word % 4) * 4;
 }
 
-// The 32-bit words of one lane in one atom. code(row, column) gives the code inside the atom; store(byte, value)
-// stores a word at byte `byte` of the atom.
+// The 32-bit words of one lane in one atom. code(row, column) gives the code inside the atom;
+// store(byte, value) stores a word at byte `byte` of the atom.
 template <typename Code, typename Store>
 constexpr void PackLane(int lane, int bits, CodeKind kind, const Code& code, const Store& store) {
   int plane_byte = 0;
@@ -139,17 +147,19 @@ constexpr void PackLane(int lane, int bits, CodeKind kind, const Code& code, con
   }
 }
 
-// The unpacked rows a matrix is packed from. Scales and offsets are already numbers; a packed scale is
-// fl16(scale * 2^-scale_exponent), the product kernels multiply by 2^scale_exponent.
+// The unpacked rows a matrix is packed from. Scales and offsets are already numbers; a packed scale
+// is fl16(scale * 2^-scale_exponent), the product kernels multiply by 2^scale_exponent.
 struct RowSource {
   const std::uint8_t* codes = nullptr;  // [n][row_bytes], a little-endian bit stream a row
   std::int64_t row_bytes = 0;
-  const float* scales = nullptr;        // [n][groups]
-  const float* offsets = nullptr;       // [n][groups]: zero points or biases; null when OffsetMode::kConstant
-  std::int64_t file_group = 128;        // columns a scale in `scales`
-  std::int64_t groups = 0;              // ceil(k / file_group)
+  const float* scales = nullptr;  // [n][groups]
+  const float* offsets =
+      nullptr;  // [n][groups]: zero points or biases; null when OffsetMode::kConstant
+  std::int64_t file_group = 128;  // columns a scale in `scales`
+  std::int64_t groups = 0;        // ceil(k / file_group)
   int scale_exponent = 0;
-  // gate_up: packed tile 2 * i is rows 16 * i.. of the first half of the matrix, 2 * i + 1 of the second.
+  // gate_up: packed tile 2 * i is rows 16 * i.. of the first half of the matrix, 2 * i + 1 of the
+  // second.
   bool alternate_halves = false;
 };
 
@@ -165,12 +175,13 @@ constexpr float PowerOfTwo(int exponent) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(exponent + 127) << 23);
 }
 
-// Packs one lane's share of a block, for host loops and the device kernel alike: its words of both atoms and,
-// for lanes 0..7, one (row g, row g + 8) entry of every scale and offset. `to_half` is F32ToF16 or the intrinsic.
-// Little-endian hosts; `block` is 4-byte aligned.
+// Packs one lane's share of a block, for host loops and the device kernel alike: its words of both
+// atoms and, for lanes 0..7, one (row g, row g + 8) entry of every scale and offset. `to_half` is
+// F32ToF16 or the intrinsic. Little-endian hosts; `block` is 4-byte aligned.
 template <typename ToHalf>
 constexpr void PackBlockLane(const PackedShape& shape, const RowSource& source, std::int64_t tile,
-                             std::int64_t unit, int lane, const ToHalf& to_half, std::uint8_t* block) {
+                             std::int64_t unit, int lane, const ToHalf& to_half,
+                             std::uint8_t* block) {
   const auto source_row = [&](int row) {
     return SourceRow(tile * kTileRows + row, shape.n, source.alternate_halves);
   };
@@ -198,10 +209,13 @@ constexpr void PackBlockLane(const PackedShape& shape, const RowSource& source, 
       for (int half = 0; half < 2; ++half) {
         const std::int64_t n = source_row(lane + 8 * half);
         float value = 0.0f;
-        if (n < shape.n && k < shape.k) value = values[n * source.groups + k / source.file_group] * factor;
-        // Stored whole: ptxas 13.0 turns "low byte of these half bits" into a conversion of the half to u8.
-        *reinterpret_cast<std::uint16_t*>(block + 2 * shape.AtomBytes() + table * shape.TableBytes() + group * 32 +
-                                          lane * 4 + half * 2) = to_half(value);
+        if (n < shape.n && k < shape.k)
+          value = values[n * source.groups + k / source.file_group] * factor;
+        // Stored whole: ptxas 13.0 turns "low byte of these half bits" into a conversion of the
+        // half to u8.
+        *reinterpret_cast<std::uint16_t*>(block + 2 * shape.AtomBytes() +
+                                          table * shape.TableBytes() + group * 32 + lane * 4 +
+                                          half * 2) = to_half(value);
       }
     }
   }

@@ -1,7 +1,8 @@
-// The inner step of attention shared by decode and prefill: one warp, 16 query rows, online softmax.
+// The inner step of attention shared by decode and prefill: one warp, 16 query rows, online
+// softmax.
 //
-// Keys and values lie in shared memory as T[key][kDim], rows of 2 * kDim bytes whose 16-byte chunks are stored at
-// chunk ^ (key % 8), so that neither the copies in nor ldmatrix conflict.
+// Keys and values lie in shared memory as T[key][kDim], rows of 2 * kDim bytes whose 16-byte chunks
+// are stored at chunk ^ (key % 8), so that neither the copies in nor ldmatrix conflict.
 #pragma once
 
 #include "kernels/cuda/launch.cuh"
@@ -12,7 +13,9 @@ inline constexpr int kPageTokens = 64;
 inline constexpr float kLog2E = 1.4426950408889634f;
 
 // Head dimensions are padded to one of these; entries past head_dim are zero.
-constexpr int PaddedHeadDim(int head_dim) { return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 256; }
+constexpr int PaddedHeadDim(int head_dim) {
+  return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 256;
+}
 
 template <int kDim>
 __device__ __forceinline__ std::uint32_t SwizzledChunk(std::uint32_t tile, int key, int chunk) {
@@ -45,7 +48,8 @@ __device__ __forceinline__ float PowerOf2(float v) {
 template <typename T, int kDim>
 struct AttentionState {
   float out[kDim / 8][4];  // rows g and g + 8 x columns 8 i + 2t, + 1
-  float max[2], sum[2];    // of raw scores until Finish, then in units of log2; sum of this lane's columns until then
+  float max[2], sum[2];    // of raw scores until Finish, then in units of log2; sum of this lane's
+                           // columns until then
 
   __device__ __forceinline__ void Clear() {
 #pragma unroll
@@ -54,12 +58,14 @@ struct AttentionState {
     sum[0] = sum[1] = 0.0f;
   }
 
-  // kKeys keys starting at position `key0`, at rows [row0, row0 + kKeys) of the tiles. Probabilities are
-  // 2^(score * unit); with a softcap the score is first capped: tanh(score * scale / softcap).
+  // kKeys keys starting at position `key0`, at rows [row0, row0 + kKeys) of the tiles.
+  // Probabilities are 2^(score * unit); with a softcap the score is first capped: tanh(score *
+  // scale / softcap).
   template <int kKeys>
-  __device__ __forceinline__ void Step(const std::uint32_t (&q)[kDim / 16][4], std::uint32_t keys, std::uint32_t values,
-                                       int row0, int key0, bool masked, const AttentionMask& mask,
-                                       const AttentionScale& scale, int lane) {
+  __device__ __forceinline__ void Step(const std::uint32_t (&q)[kDim / 16][4], std::uint32_t keys,
+                                       std::uint32_t values, int row0, int key0, bool masked,
+                                       const AttentionMask& mask, const AttentionScale& scale,
+                                       int lane) {
     const int t = lane % 4;
     float s[kKeys / 8][4] = {};
     // ---- s = q k^T ----
@@ -68,7 +74,8 @@ struct AttentionState {
 #pragma unroll
       for (int j = 0; j < kKeys / 16; ++j) {
         std::uint32_t b[4];
-        ptx::LoadMatrix4(b, SwizzledChunk<kDim>(keys, row0 + j * 16 + (lane >> 4) * 8 + lane % 8, 2 * i + (lane >> 3 & 1)));
+        ptx::LoadMatrix4(b, SwizzledChunk<kDim>(keys, row0 + j * 16 + (lane >> 4) * 8 + lane % 8,
+                                                2 * i + (lane >> 3 & 1)));
         ptx::Mma<T>(s[2 * j], q[i], b[0], b[1]);
         ptx::Mma<T>(s[2 * j + 1], q[i], b[2], b[3]);
       }
@@ -118,14 +125,16 @@ struct AttentionState {
     }
 #pragma unroll
     for (int j = 0; j < kKeys / 16; ++j) {
-      const std::uint32_t p[4] = {PackPair<T>(s[2 * j][0], s[2 * j][1]), PackPair<T>(s[2 * j][2], s[2 * j][3]),
+      const std::uint32_t p[4] = {PackPair<T>(s[2 * j][0], s[2 * j][1]),
+                                  PackPair<T>(s[2 * j][2], s[2 * j][3]),
                                   PackPair<T>(s[2 * j + 1][0], s[2 * j + 1][1]),
                                   PackPair<T>(s[2 * j + 1][2], s[2 * j + 1][3])};
 #pragma unroll
       for (int i = 0; i < kDim / 16; ++i) {
         std::uint32_t b[4];
         ptx::LoadMatrix4Transposed(
-            b, SwizzledChunk<kDim>(values, row0 + j * 16 + (lane >> 3 & 1) * 8 + lane % 8, 2 * i + (lane >> 4)));
+            b, SwizzledChunk<kDim>(values, row0 + j * 16 + (lane >> 3 & 1) * 8 + lane % 8,
+                                   2 * i + (lane >> 4)));
         ptx::Mma<T>(out[2 * i], p, b[0], b[1]);
         ptx::Mma<T>(out[2 * i + 1], p, b[2], b[3]);
       }
@@ -145,7 +154,8 @@ struct AttentionState {
 
 // Operand A of 16 query rows: row(r) gives the global address of row r, or null for a row of zeros.
 template <typename T, int kDim, typename Row>
-__device__ __forceinline__ void LoadQueries(std::uint32_t (&q)[kDim / 16][4], int head_dim, int lane, const Row& row) {
+__device__ __forceinline__ void LoadQueries(std::uint32_t (&q)[kDim / 16][4], int head_dim,
+                                            int lane, const Row& row) {
   const int g = lane / 4, t = lane % 4;
   const T* rows[2] = {row(g), row(g + 8)};
 #pragma unroll
@@ -154,7 +164,9 @@ __device__ __forceinline__ void LoadQueries(std::uint32_t (&q)[kDim / 16][4], in
     for (int j = 0; j < 4; ++j) {
       const int column = i * 16 + 2 * t + 8 * (j >> 1);
       const T* at = rows[j & 1];
-      q[i][j] = at != nullptr && column < head_dim ? *reinterpret_cast<const std::uint32_t*>(at + column) : 0;
+      q[i][j] = at != nullptr && column < head_dim
+                    ? *reinterpret_cast<const std::uint32_t*>(at + column)
+                    : 0;
     }
   }
 }

@@ -1,8 +1,9 @@
 // Decode attention: one query row a sequence over the paged cache, keys split over blocks.
 //
-// A block is (split, kv head, sequence): the heads of a kv head's group are the 16 rows of its products. Its four
-// warps each take 16 keys of every 64-key page, through private rings in shared memory, and are merged at the end.
-// With more than one split, partial results are merged by a second kernel in fixed order.
+// A block is (split, kv head, sequence): the heads of a kv head's group are the 16 rows of its
+// products. Its four warps each take 16 keys of every 64-key page, through private rings in shared
+// memory, and are merged at the end. With more than one split, partial results are merged by a
+// second kernel in fixed order.
 #include <algorithm>
 
 #include "kernels/cuda/attention.cuh"
@@ -16,23 +17,29 @@ constexpr int kWarpKeys = kPageTokens / kWarps;  // 16
 constexpr int kRows = 16;                        // query heads of one block, at most
 
 template <int kDim>
-constexpr int Stages() { return kDim <= 64 ? 6 : kDim <= 128 ? 4 : 2; }
+constexpr int Stages() {
+  return kDim <= 64 ? 6 : kDim <= 128 ? 4 : 2;
+}
 template <int kDim>
-constexpr int StageBytes() { return 2 * kWarpKeys * kDim * 2; }  // keys and values of one warp
+constexpr int StageBytes() {
+  return 2 * kWarpKeys * kDim * 2;
+}  // keys and values of one warp
 template <int kDim>
 constexpr int SharedBytes() {
   return std::max(kWarps * Stages<kDim>() * StageBytes<kDim>(),
                   (kWarps * kRows * (kDim + 2)) * 4);  // the merge reuses it
 }
 
-// Partial results in the workspace: f32[sequence][head][split][head_dim + 2], the last two maximum and sum.
+// Partial results in the workspace: f32[sequence][head][split][head_dim + 2], the last two maximum
+// and sum.
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads) DecodeKernel(AttentionArgs a, int splits) {
   extern __shared__ __align__(128) char shared[];
   ptx::LaunchDependents();
   const int split = blockIdx.x, sequence = blockIdx.z;
   const int group = a.heads / a.kv_heads, head_blocks = (group + kRows - 1) / kRows;
-  const int kv_head = blockIdx.y / head_blocks, head0 = kv_head * group + blockIdx.y % head_blocks * kRows;
+  const int kv_head = blockIdx.y / head_blocks,
+            head0 = kv_head * group + blockIdx.y % head_blocks * kRows;
   const int head_count = min(kRows, (kv_head + 1) * group - head0);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 
@@ -43,7 +50,8 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(AttentionArgs a, int sp
   const int end = min(context, (split + 1) * a.split_tokens);
   float* partial = static_cast<float*>(a.workspace);
   const auto partial_at = [&](int head) {
-    return partial + ((static_cast<std::int64_t>(sequence) * a.heads + head) * splits + split) * (a.head_dim + 2);
+    return partial + ((static_cast<std::int64_t>(sequence) * a.heads + head) * splits + split) *
+                         (a.head_dim + 2);
   };
   if (begin >= end) {  // nothing here: say so to the merge
     if (splits > 1 && threadIdx.x < head_count) {
@@ -58,10 +66,12 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(AttentionArgs a, int sp
   const std::uint32_t ring = ptx::SharedAddress(shared) + warp * kStages * StageBytes<kDim>();
   const T* cache = static_cast<const T*>(a.layer_cache);
   const std::int32_t* pages = a.pages + sequence * a.ld_pages;
-  const int first_page = begin / kPageTokens, page_count = begin < end ? (end + kPageTokens - 1) / kPageTokens - first_page : 0;
+  const int first_page = begin / kPageTokens,
+            page_count = begin < end ? (end + kPageTokens - 1) / kPageTokens - first_page : 0;
   const auto fetch = [&](int index) {
     if (index < page_count) {
-      const T* page = cache + pages[first_page + index] * a.kv.PageStride() + kv_head * a.kv.HeadStride();
+      const T* page =
+          cache + pages[first_page + index] * a.kv.PageStride() + kv_head * a.kv.HeadStride();
       const std::uint32_t stage = ring + index % kStages * StageBytes<kDim>();
       const int key0 = (first_page + index) * kPageTokens + warp * kWarpKeys;
 #pragma unroll
@@ -69,7 +79,8 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(AttentionArgs a, int sp
         const int key = (i * 32 + lane) / kChunks, chunk = (i * 32 + lane) % kChunks;
         const T* from = page + (warp * kWarpKeys + key) * a.head_dim + chunk * 8;
         const bool inside = chunk * 8 < a.head_dim && key0 + key < context;
-        ptx::CopyAsync16(SwizzledChunk<kDim>(stage, key, chunk), inside ? from : cache, inside ? 16 : 0);
+        ptx::CopyAsync16(SwizzledChunk<kDim>(stage, key, chunk), inside ? from : cache,
+                         inside ? 16 : 0);
         ptx::CopyAsync16(SwizzledChunk<kDim>(stage + StageBytes<kDim>() / 2, key, chunk),
                          inside ? from + a.kv.ValueOffset() : cache, inside ? 16 : 0);
       }
@@ -82,7 +93,8 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(AttentionArgs a, int sp
   std::uint32_t q[kDim / 16][4];
   const T* queries = static_cast<const T*>(a.q) + sequence * a.ld_q;
   LoadQueries<T, kDim>(q, a.head_dim, lane, [&](int row) {
-    return row < head_count ? queries + static_cast<std::int64_t>(head0 + row) * a.head_dim : nullptr;
+    return row < head_count ? queries + static_cast<std::int64_t>(head0 + row) * a.head_dim
+                            : nullptr;
   });
   AttentionState<T, kDim> state;
   state.Clear();
@@ -94,7 +106,8 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(AttentionArgs a, int sp
     const std::uint32_t stage = ring + i % kStages * StageBytes<kDim>();
     const int key0 = (first_page + i) * kPageTokens + warp * kWarpKeys;
     const bool masked = key0 + kWarpKeys > end || key0 < first_visible;
-    state.template Step<kWarpKeys>(q, stage, stage + StageBytes<kDim>() / 2, 0, key0, masked, mask, scale, lane);
+    state.template Step<kWarpKeys>(q, stage, stage + StageBytes<kDim>() / 2, 0, key0, masked, mask,
+                                   scale, lane);
     __syncwarp();
     fetch(i + kStages - 1);
   }
@@ -108,7 +121,8 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(AttentionArgs a, int sp
   for (int r = 0; r < 2; ++r) {
     float* at = merge + (warp * kRows + g + 8 * r) * (kDim + 2);
 #pragma unroll
-    for (int i = 0; i < kDim / 8; ++i) at[8 * i + 2 * t] = state.out[i][2 * r], at[8 * i + 2 * t + 1] = state.out[i][2 * r + 1];
+    for (int i = 0; i < kDim / 8; ++i)
+      at[8 * i + 2 * t] = state.out[i][2 * r], at[8 * i + 2 * t + 1] = state.out[i][2 * r + 1];
     if (t == 0) at[kDim] = state.max[r], at[kDim + 1] = state.sum[r];
   }
   __syncthreads();
@@ -137,7 +151,8 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(AttentionArgs a, int sp
         sum = sum * factor + exp2f(sink - top);
         out *= factor;
       }
-      static_cast<T*>(a.out)[(static_cast<std::int64_t>(sequence) * a.heads + head) * a.head_dim + column] =
+      static_cast<T*>(
+          a.out)[(static_cast<std::int64_t>(sequence) * a.heads + head) * a.head_dim + column] =
           FromFloat<T>(sum > 0.0f ? out / sum : 0.0f);
     }
   }
@@ -174,8 +189,9 @@ __global__ void __launch_bounds__(256) MergeSplitsKernel(AttentionArgs a, int sp
 
 int SplitTokens(const AttentionArgs& args) {
   if (args.split_tokens > 0) return args.split_tokens;
-  // At most a block an SM at the longest context, in whole pages, at least two pages a block: merging more splits
-  // costs more than it wins (one sequence of 8k: 16 splits 18.8 us, 64 splits 40).
+  // At most a block an SM at the longest context, in whole pages, at least two pages a block:
+  // merging more splits costs more than it wins (one sequence of 8k: 16 splits 18.8 us, 64 splits
+  // 40).
   const int rows = args.sequences * args.kv_heads;
   const int pages = (args.max_context + kPageTokens - 1) / kPageTokens;
   const int splits = std::max(1, std::min(pages / 2, 132 / std::max(rows, 1)));
@@ -203,14 +219,16 @@ cudaError_t LaunchDecode(AttentionArgs args, LaunchOptions options) {
 
 std::int64_t DecodeWorkspaceBytes(const AttentionArgs& args) {
   const int splits = Splits(args, SplitTokens(args));
-  return splits == 1 ? 0 : std::int64_t{4} * args.sequences * args.heads * splits * (args.head_dim + 2);
+  return splits == 1 ? 0
+                     : std::int64_t{4} * args.sequences * args.heads * splits * (args.head_dim + 2);
 }
 
 cudaError_t DecodeAttention(const AttentionArgs& args, LaunchOptions options) {
   if (args.sequences == 0) return cudaSuccess;
   if (args.kv.page_tokens != kPageTokens || args.head_dim % 8 != 0 || args.head_dim > 256 ||
-      args.heads % args.kv_heads != 0 || args.ld_q % 8 != 0 || args.split_tokens % kPageTokens != 0 ||
-      args.kv.dtype != args.dtype || args.kv.head_dim != args.head_dim) {
+      args.heads % args.kv_heads != 0 || args.ld_q % 8 != 0 ||
+      args.split_tokens % kPageTokens != 0 || args.kv.dtype != args.dtype ||
+      args.kv.head_dim != args.head_dim) {
     return cudaErrorInvalidValue;
   }
   return ByDType(args.dtype, [&]<typename T>() {

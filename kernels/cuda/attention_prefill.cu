@@ -1,7 +1,9 @@
-// Prefill attention: a chunk of each sequence's query rows over the paged cache, its own keys included.
+// Prefill attention: a chunk of each sequence's query rows over the paged cache, its own keys
+// included.
 //
-// A block is (tile of 64 rows, head, sequence); its four warps take 16 rows each and walk the visible pages
-// together, the next page on its way while one is used. Also decodes sequences of several query rows.
+// A block is (tile of 64 rows, head, sequence); its four warps take 16 rows each and walk the
+// visible pages together, the next page on its way while one is used. Also decodes sequences of
+// several query rows.
 #include "kernels/cuda/attention.cuh"
 
 namespace nibble::cuda {
@@ -12,9 +14,13 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kTileRows = 16 * kWarps;
 
 template <int kDim>
-constexpr int PageBytes() { return kPageTokens * kDim * 2; }  // keys, or values
+constexpr int PageBytes() {
+  return kPageTokens * kDim * 2;
+}  // keys, or values
 template <int kDim>
-constexpr int SharedBytes() { return 4 * PageBytes<kDim>(); }  // two stages
+constexpr int SharedBytes() {
+  return 4 * PageBytes<kDim>();
+}  // two stages
 
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads) PrefillKernel(AttentionArgs a) {
@@ -43,10 +49,12 @@ __global__ void __launch_bounds__(kThreads) PrefillKernel(AttentionArgs a) {
       const std::uint32_t stage = base + (page_index - first_page) % 2 * 2 * PageBytes<kDim>();
 #pragma unroll
       for (int i = 0; i < kPageTokens * kChunks / kThreads; ++i) {
-        const int key = (i * kThreads + threadIdx.x) / kChunks, chunk = (i * kThreads + threadIdx.x) % kChunks;
+        const int key = (i * kThreads + threadIdx.x) / kChunks,
+                  chunk = (i * kThreads + threadIdx.x) % kChunks;
         const T* from = page + key * a.head_dim + chunk * 8;
         const bool inside = chunk * 8 < a.head_dim && page_index * kPageTokens + key < context;
-        ptx::CopyAsync16(SwizzledChunk<kDim>(stage, key, chunk), inside ? from : cache, inside ? 16 : 0);
+        ptx::CopyAsync16(SwizzledChunk<kDim>(stage, key, chunk), inside ? from : cache,
+                         inside ? 16 : 0);
         ptx::CopyAsync16(SwizzledChunk<kDim>(stage + PageBytes<kDim>(), key, chunk),
                          inside ? from + a.kv.ValueOffset() : cache, inside ? 16 : 0);
       }
@@ -59,7 +67,8 @@ __global__ void __launch_bounds__(kThreads) PrefillKernel(AttentionArgs a) {
   const int warp_row = tile * kTileRows + warp * 16;
   LoadQueries<T, kDim>(q, a.head_dim, lane, [&](int row) -> const T* {
     if (warp_row + row >= rows) return nullptr;
-    return static_cast<const T*>(a.q) + (row_begin + warp_row + row) * a.ld_q + static_cast<std::int64_t>(head) * a.head_dim;
+    return static_cast<const T*>(a.q) + (row_begin + warp_row + row) * a.ld_q +
+           static_cast<std::int64_t>(head) * a.head_dim;
   });
   AttentionState<T, kDim> state;
   state.Clear();
@@ -72,12 +81,14 @@ __global__ void __launch_bounds__(kThreads) PrefillKernel(AttentionArgs a) {
     __syncthreads();
     const std::uint32_t stage = base + (page - first_page) % 2 * 2 * PageBytes<kDim>();
     const int key0 = page * kPageTokens;
-    const bool masked = key0 + kPageTokens - 1 > warp_position || (a.window > 0 && warp_position + 15 - key0 >= a.window);
+    const bool masked = key0 + kPageTokens - 1 > warp_position ||
+                        (a.window > 0 && warp_position + 15 - key0 >= a.window);
     if (key0 <= warp_position + 15) {
       constexpr int kStepKeys = kDim <= 128 ? 64 : 32;  // registers of the scores
 #pragma unroll
       for (int row = 0; row < kPageTokens; row += kStepKeys) {
-        state.template Step<kStepKeys>(q, stage, stage + PageBytes<kDim>(), row, key0 + row, masked, mask, scale, lane);
+        state.template Step<kStepKeys>(q, stage, stage + PageBytes<kDim>(), row, key0 + row, masked,
+                                       mask, scale, lane);
       }
     }
     __syncthreads();
@@ -95,7 +106,8 @@ __global__ void __launch_bounds__(kThreads) PrefillKernel(AttentionArgs a) {
       sum = sum * factor + exp2f(sink - top);
     }
     const float inverse = sum > 0.0f ? factor / sum : 0.0f;
-    T* out = static_cast<T*>(a.out) + (static_cast<std::int64_t>(row_begin + row) * a.heads + head) * a.head_dim;
+    T* out = static_cast<T*>(a.out) +
+             (static_cast<std::int64_t>(row_begin + row) * a.heads + head) * a.head_dim;
 #pragma unroll
     for (int i = 0; i < kDim / 8; ++i) {
       const int column = 8 * i + 2 * t;
@@ -117,9 +129,9 @@ cudaError_t LaunchPrefill(const AttentionArgs& args, LaunchOptions options) {
 
 cudaError_t PrefillAttention(const AttentionArgs& args, LaunchOptions options) {
   if (args.sequences == 0 || args.max_queries == 0) return cudaSuccess;
-  if (args.query_offsets == nullptr || args.kv.page_tokens != kPageTokens || args.head_dim % 8 != 0 ||
-      args.head_dim > 256 || args.heads % args.kv_heads != 0 || args.ld_q % 8 != 0 || args.kv.dtype != args.dtype ||
-      args.kv.head_dim != args.head_dim) {
+  if (args.query_offsets == nullptr || args.kv.page_tokens != kPageTokens ||
+      args.head_dim % 8 != 0 || args.head_dim > 256 || args.heads % args.kv_heads != 0 ||
+      args.ld_q % 8 != 0 || args.kv.dtype != args.dtype || args.kv.head_dim != args.head_dim) {
     return cudaErrorInvalidValue;
   }
   return ByDType(args.dtype, [&]<typename T>() {

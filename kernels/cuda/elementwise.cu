@@ -6,12 +6,13 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// out f32[tokens, dim] = table[token, :] * scale. A token is tokens[t], or the slot's last one when that is
-// negative. Ids outside the vocabulary read row 0: validation is the engine's.
+// out f32[tokens, dim] = table[token, :] * scale. A token is tokens[t], or the slot's last one when
+// that is negative. Ids outside the vocabulary read row 0: validation is the engine's.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    EmbedKernel(float* out, const T* table, const std::int32_t* tokens, const std::int32_t* last_tokens,
-                const std::int32_t* token_slots, int dim, int vocab, float scale) {
+    EmbedKernel(float* out, const T* table, const std::int32_t* tokens,
+                const std::int32_t* last_tokens, const std::int32_t* token_slots, int dim,
+                int vocab, float scale) {
   ptx::LaunchDependents();
   ptx::WaitForPrerequisites();
   int token = tokens[blockIdx.x];
@@ -23,9 +24,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// out[t, i] = gate(in[t, i]) * in[t, dim + i]; `alternate`: gate and up alternate every 16 columns instead.
+// out[t, i] = gate(in[t, i]) * in[t, dim + i]; `alternate`: gate and up alternate every 16 columns
+// instead.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) GluKernel(T* out, const T* in, int dim, Gate gate, bool alternate) {
+__global__ void __launch_bounds__(kThreads)
+    GluKernel(T* out, const T* in, int dim, Gate gate, bool alternate) {
   ptx::LaunchDependents();
   ptx::WaitForPrerequisites();
   const int i = blockIdx.x * kThreads + threadIdx.x;
@@ -49,7 +52,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // logits = cap * tanh(logits / cap)
-__global__ void __launch_bounds__(kThreads) SoftcapKernel(float* logits, std::int64_t count, float cap) {
+__global__ void __launch_bounds__(kThreads)
+    SoftcapKernel(float* logits, std::int64_t count, float cap) {
   ptx::LaunchDependents();
   ptx::WaitForPrerequisites();
   for (std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x; i < count;
@@ -76,36 +80,37 @@ unsigned Blocks(std::int64_t count) {
 }  // namespace
 
 cudaError_t Embed(DType dtype, float* out, const void* table, const std::int32_t* tokens,
-                  const std::int32_t* last_tokens, const std::int32_t* token_slots, int count, int dim, int vocab,
-                  float scale, LaunchOptions options) {
+                  const std::int32_t* last_tokens, const std::int32_t* token_slots, int count,
+                  int dim, int vocab, float scale, LaunchOptions options) {
   if (count == 0) return cudaSuccess;
   if (dtype == DType::kF32) {
-    return Launch(EmbedKernel<float>, count, kThreads, 0, options, out, static_cast<const float*>(table), tokens,
-                  last_tokens, token_slots, dim, vocab, scale);
+    return Launch(EmbedKernel<float>, count, kThreads, 0, options, out,
+                  static_cast<const float*>(table), tokens, last_tokens, token_slots, dim, vocab,
+                  scale);
   }
   return ByDType(dtype, [&]<typename T>() {
-    return Launch(EmbedKernel<T>, count, kThreads, 0, options, out, static_cast<const T*>(table), tokens, last_tokens,
-                  token_slots, dim, vocab, scale);
+    return Launch(EmbedKernel<T>, count, kThreads, 0, options, out, static_cast<const T*>(table),
+                  tokens, last_tokens, token_slots, dim, vocab, scale);
   });
 }
 
-cudaError_t Glu(DType dtype, void* out, const void* in, int tokens, int dim, Gate gate, bool alternate,
-                LaunchOptions options) {
+cudaError_t Glu(DType dtype, void* out, const void* in, int tokens, int dim, Gate gate,
+                bool alternate, LaunchOptions options) {
   if (tokens == 0) return cudaSuccess;
   if (tokens > 65535 || (alternate && dim % 16 != 0)) return cudaErrorInvalidValue;
   const dim3 grid((dim + kThreads - 1) / kThreads, tokens);
   return ByDType(dtype, [&]<typename T>() {
-    return Launch(GluKernel<T>, grid, kThreads, 0, options, static_cast<T*>(out), static_cast<const T*>(in), dim, gate,
-                  alternate);
+    return Launch(GluKernel<T>, grid, kThreads, 0, options, static_cast<T*>(out),
+                  static_cast<const T*>(in), dim, gate, alternate);
   });
 }
 
-cudaError_t GatherRows(void* out, const void* in, const std::int32_t* rows, int count, std::int64_t row_bytes,
-                       LaunchOptions options) {
+cudaError_t GatherRows(void* out, const void* in, const std::int32_t* rows, int count,
+                       std::int64_t row_bytes, LaunchOptions options) {
   if (count == 0) return cudaSuccess;
   if (row_bytes % 4 != 0) return cudaErrorInvalidValue;
-  return Launch(GatherRowsKernel, count, kThreads, 0, options, static_cast<char*>(out), static_cast<const char*>(in),
-                rows, row_bytes);
+  return Launch(GatherRowsKernel, count, kThreads, 0, options, static_cast<char*>(out),
+                static_cast<const char*>(in), rows, row_bytes);
 }
 
 cudaError_t Softcap(float* logits, std::int64_t count, float cap, LaunchOptions options) {
@@ -113,7 +118,8 @@ cudaError_t Softcap(float* logits, std::int64_t count, float cap, LaunchOptions 
   return Launch(SoftcapKernel, Blocks(count), kThreads, 0, options, logits, count, cap);
 }
 
-cudaError_t AddBias(DType dtype, void* out, const float* bias, int tokens, int dim, LaunchOptions options) {
+cudaError_t AddBias(DType dtype, void* out, const float* bias, int tokens, int dim,
+                    LaunchOptions options) {
   if (tokens == 0) return cudaSuccess;
   if (tokens > 65535) return cudaErrorInvalidValue;
   const dim3 grid((dim + kThreads - 1) / kThreads, tokens);

@@ -1,12 +1,14 @@
 // From packed codes (packed_layout.h) to operand A of mma.m16n8k16.
 //
-// A Codes<T, bits, kind> reads a lane's words of one atom and makes the four A registers of a k-step. What a
-// register holds is (q + kShift) * 2^-exponent, exact in T:
+// A Codes<T, bits, kind> reads a lane's words of one atom and makes the four A registers of a
+// k-step. What a register holds is (q + kShift) * 2^-exponent, exact in T:
 //
-//   f16   the code bits stay where a mask finds them and read as a *subnormal* half: q * 2^-24 at bit 0, q * 2^-20
-//         at bit 4; rows g and g + 8 have exponents kExponentLow and kExponentHigh. The tensor cores multiply
-//         subnormals exactly.
-//   bf16  its subnormals times activations would leave f32's range, so codes of at most 7 bits are or-ed into
+//   f16   the code bits stay where a mask finds them and read as a *subnormal* half: q * 2^-24 at
+//   bit 0, q * 2^-20
+//         at bit 4; rows g and g + 8 have exponents kExponentLow and kExponentHigh. The tensor
+//         cores multiply subnormals exactly.
+//   bf16  its subnormals times activations would leave f32's range, so codes of at most 7 bits are
+//   or-ed into
 //         the mantissa of 128 (kShift = 128); 8-bit codes are converted.
 //
 // The caller undoes the exponent once an output, and the shift with the sum of the activations.
@@ -20,7 +22,8 @@
 
 namespace nibble {
 
-__device__ __forceinline__ std::uint32_t ShiftRight(std::uint32_t v, int amount) {  // negative: left
+__device__ __forceinline__ std::uint32_t ShiftRight(std::uint32_t v,
+                                                    int amount) {  // negative: left
   return amount >= 0 ? v >> amount : v << -amount;
 }
 
@@ -63,18 +66,20 @@ struct IntegerCodes {
     }
   }
 
-  // Pair `pair` of step `step`: both codes at bit `at` of their 16-bit halves. The arguments are constants once
-  // the caller's loops are unrolled.
+  // Pair `pair` of step `step`: both codes at bit `at` of their 16-bit halves. The arguments are
+  // constants once the caller's loops are unrolled.
   __device__ __forceinline__ std::uint32_t Pair(int step, int pair) const {
     const int at = (pair & 1) ? kBitHigh : 0;
     const int index = step * 4 + pair;  // of the lane's 16 pairs
     constexpr int kPairsAWord = 16 / kLow;
     const std::uint32_t low_mask = (((1u << kLow) - 1) * 0x10001u) << at;
-    std::uint32_t v = ShiftRight(low[index / kPairsAWord], kLow * (index % kPairsAWord) - at) & low_mask;
+    std::uint32_t v =
+        ShiftRight(low[index / kPairsAWord], kLow * (index % kPairsAWord) - at) & low_mask;
     if constexpr (kHigh > 0) {
       constexpr int kHighPairs = 16 / kHigh;
       const std::uint32_t high_mask = (((1u << kHigh) - 1) * 0x10001u) << (at + kLow);
-      v |= ShiftRight(high[index / kHighPairs], kHigh * (index % kHighPairs) - at - kLow) & high_mask;
+      v |= ShiftRight(high[index / kHighPairs], kHigh * (index % kHighPairs) - at - kLow) &
+           high_mask;
     }
     if constexpr (kShift != 0) v |= 0x43004300u;
     if constexpr (!kHalf && kBits == 8) {  // 2^23 + q as f32, then to bf16: exact, q has 8 bits
@@ -91,7 +96,8 @@ struct IntegerCodes {
   }
 };
 
-// ---- Codebooks: one byte holds the two codes of a pair; shared memory holds every pair of entries, once a bank ----
+// ---- Codebooks: one byte holds the two codes of a pair; shared memory holds every pair of
+// entries, once a bank ----
 inline constexpr int kPairTableBytes = 256 * 32 * 4;
 
 template <typename T>
@@ -111,7 +117,8 @@ struct CodebookCodes {
   }
 
   // `table` is the lane's bank of the pair table: entry b at table + 128 * b.
-  __device__ __forceinline__ void Fragment(int step, std::uint32_t table, std::uint32_t (&a)[4]) const {
+  __device__ __forceinline__ void Fragment(int step, std::uint32_t table,
+                                           std::uint32_t (&a)[4]) const {
     const std::uint32_t w = low[step];
     a[0] = Lookup(table + ((w << 7) & 0x7f80));
     a[1] = Lookup(table + ((w >> 1) & 0x7f80));
@@ -136,6 +143,7 @@ struct CodebookCodes {
 };
 
 template <typename T, CodeKind kKind, int kBits>
-using CodesOf = std::conditional_t<kKind == CodeKind::kCodebook, CodebookCodes<T>, IntegerCodes<T, kBits>>;
+using CodesOf =
+    std::conditional_t<kKind == CodeKind::kCodebook, CodebookCodes<T>, IntegerCodes<T, kBits>>;
 
 }  // namespace nibble

@@ -10,11 +10,11 @@
 
 namespace nibble::cuda {
 
-// Every kernel calls ptx::LaunchDependents first and ptx::WaitForPrerequisites before it touches what earlier
-// kernels wrote or read, so that it may be launched dependent.
+// Every kernel calls ptx::LaunchDependents first and ptx::WaitForPrerequisites before it touches
+// what earlier kernels wrote or read, so that it may be launched dependent.
 template <typename... Parameters, typename... Arguments>
-cudaError_t Launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, LaunchOptions options,
-                   Arguments&&... arguments) {
+cudaError_t Launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
+                   LaunchOptions options, Arguments&&... arguments) {
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -26,8 +26,8 @@ cudaError_t Launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::si
   config.attrs = &attribute;
   config.numAttrs = options.dependent ? 1 : 0;
   if (shared_bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(shared_bytes));
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return error;
   }
   return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);

@@ -1,5 +1,6 @@
-// Every CUDA kernel's launcher. Plain C++: raw device pointers, sizes, a stream. A launcher checks its contract
-// (cudaErrorInvalidValue), is asynchronous on the stream, allocates nothing and returns the launch's error.
+// Every CUDA kernel's launcher. Plain C++: raw device pointers, sizes, a stream. A launcher checks
+// its contract (cudaErrorInvalidValue), is asynchronous on the stream, allocates nothing and
+// returns the launch's error.
 //
 // T is the activation type, half or bfloat16, named by a DType of kF16 or kBF16.
 #pragma once
@@ -18,14 +19,15 @@ struct cublasContext;  // what cublasHandle_t points to
 
 namespace nibble::cuda {
 
-// dependent: programmatic dependent launch, the kernel may start before the stream's previous one ends (it waits
-// for its results itself). The previous kernel must be one of ours.
+// dependent: programmatic dependent launch, the kernel may start before the stream's previous one
+// ends (it waits for its results itself). The previous kernel must be one of ours.
 struct LaunchOptions {
   cudaStream_t stream = nullptr;
   bool dependent = false;
 };
 
-// ---- Products ----------------------------------------------------------------------------------------------
+// ---- Products
+// ----------------------------------------------------------------------------------------------
 
 // A packed matrix in device memory.
 struct PackedMatrix {
@@ -39,15 +41,16 @@ struct PackedMatrix {
 enum class Output : std::uint8_t {
   kStore,     // out T[m, ldo]
   kStoreF32,  // out f32[m, ldo]
-  kGlu,       // out T[m, ldo] = act(gate) * up; the matrix was packed with alternate_halves, out has n / 2 columns
+  kGlu,  // out T[m, ldo] = act(gate) * up; the matrix was packed with alternate_halves, out has n /
+         // 2 columns
   kResidual,  // residual f32[m, n] += product; and what the next RMS norm needs, see NormOutput
 };
 
 enum class Gate : std::uint8_t { kSilu, kGeluTanh };
 
 // RMS normalisation without a kernel of its own: whoever writes the residual stream also writes
-// normed = T(residual * weight) and, for each token and 16 columns, the sum of squares; whoever reads `normed` as
-// activations multiplies its result by 1 / sqrt(sum / dim + eps).
+// normed = T(residual * weight) and, for each token and 16 columns, the sum of squares; whoever
+// reads `normed` as activations multiplies its result by 1 / sqrt(sum / dim + eps).
 struct NormOutput {
   const float* weight = nullptr;  // f32[n]
   void* normed = nullptr;         // T[m, n]
@@ -60,7 +63,8 @@ struct NormInput {
   float eps = 0.0f;
 };
 
-// out = epilogue(x * w^T): x T[m, k] with rows ldx apart (k % 8 == 0, 16-byte aligned rows), w packed [n, k].
+// out = epilogue(x * w^T): x T[m, k] with rows ldx apart (k % 8 == 0, 16-byte aligned rows), w
+// packed [n, k].
 struct ProductArgs {
   PackedMatrix w;
   DType dtype = DType::kF16;
@@ -75,7 +79,8 @@ struct ProductArgs {
   std::int64_t ldo = 0;
   float* residual = nullptr;
   NormOutput norm_out;
-  bool dependent = true;  // programmatic dependent launch: may start before the stream's previous kernel ends
+  bool dependent =
+      true;  // programmatic dependent launch: may start before the stream's previous kernel ends
 };
 
 // How a streamed product is cut; zero fields are chosen by the launcher. For benches and tests.
@@ -88,7 +93,8 @@ struct StreamPlan {
 cudaError_t StreamProduct(const ProductArgs& args, cudaStream_t stream, StreamPlan plan = {});
 bool SupportsStream(const PackedShape& shape);
 
-// What products through dense weights need. `cublas` has its workspace set, so that it can be captured.
+// What products through dense weights need. `cublas` has its workspace set, so that it can be
+// captured.
 struct ProductScratch {
   cublasContext* cublas = nullptr;
   void* weights = nullptr;  // 2 * n * k bytes: the weights expanded
@@ -99,107 +105,118 @@ struct ProductScratch {
 cudaError_t Product(const ProductArgs& args, const ProductScratch& scratch, cudaStream_t stream);
 
 // The same with dense weights w T[n, k] (rows in packed order); args.w gives n and k alone.
-cudaError_t DenseProduct(const ProductArgs& args, const void* w, const ProductScratch& scratch, cudaStream_t stream);
+cudaError_t DenseProduct(const ProductArgs& args, const void* w, const ProductScratch& scratch,
+                         cudaStream_t stream);
 
-// out T[n, k] row-major (ldo = k) from packed blocks: rows in packed order, columns in stored order. k % 8 == 0.
+// out T[n, k] row-major (ldo = k) from packed blocks: rows in packed order, columns in stored
+// order. k % 8 == 0.
 cudaError_t DequantizePacked(const PackedMatrix& w, DType dtype, void* out, cudaStream_t stream);
 
 // Packs rows of codes (RowSource of device pointers) into blocks.
 cudaError_t PackBlocks(const PackedShape& shape, const RowSource& source, std::uint8_t* blocks,
                        cudaStream_t stream);
 
-// ---- Norms, embedding, gates -------------------------------------------------------------------------------
+// ---- Norms, embedding, gates
+// -------------------------------------------------------------------------------
 
 // out T[tokens, dim] = in / rms(in) * weight; in == out allowed.
-cudaError_t RmsNorm(DType dtype, void* out, const void* in, const float* weight, int tokens, int dim, float eps,
-                    LaunchOptions options);
+cudaError_t RmsNorm(DType dtype, void* out, const void* in, const float* weight, int tokens,
+                    int dim, float eps, LaunchOptions options);
 
 // residual f32[tokens, dim] += delta T (null: nothing); out T = residual / rms(residual) * weight.
-cudaError_t AddRmsNorm(DType dtype, float* residual, const void* delta, const float* weight, void* out, int tokens,
-                       int dim, float eps, LaunchOptions options);
+cudaError_t AddRmsNorm(DType dtype, float* residual, const void* delta, const float* weight,
+                       void* out, int tokens, int dim, float eps, LaunchOptions options);
 
 // What NormOutput describes, for a residual stream f32[tokens, dim] that no product has written.
-cudaError_t PrepareNorm(DType dtype, const float* residual, const NormOutput& out, int tokens, int dim,
-                        LaunchOptions options);
+cudaError_t PrepareNorm(DType dtype, const float* residual, const NormOutput& out, int tokens,
+                        int dim, LaunchOptions options);
 
 // residual f32[count] += delta T[count].
-cudaError_t AddResidual(DType dtype, float* residual, const void* delta, std::int64_t count, LaunchOptions options);
+cudaError_t AddResidual(DType dtype, float* residual, const void* delta, std::int64_t count,
+                        LaunchOptions options);
 
-// out f32[count, dim] = table[token, :] * scale; table of kF16, kBF16 or kF32 [vocab, dim]. tokens[t] < 0: the
-// last sampled token of slot token_slots[t].
+// out f32[count, dim] = table[token, :] * scale; table of kF16, kBF16 or kF32 [vocab, dim].
+// tokens[t] < 0: the last sampled token of slot token_slots[t].
 cudaError_t Embed(DType dtype, float* out, const void* table, const std::int32_t* tokens,
-                  const std::int32_t* last_tokens, const std::int32_t* token_slots, int count, int dim, int vocab,
-                  float scale, LaunchOptions options);
+                  const std::int32_t* last_tokens, const std::int32_t* token_slots, int count,
+                  int dim, int vocab, float scale, LaunchOptions options);
 
-// out T[tokens, dim] = gate(in[t, i]) * in[t, dim + i]; alternate: columns as packed with alternate_halves.
-cudaError_t Glu(DType dtype, void* out, const void* in, int tokens, int dim, Gate gate, bool alternate,
-                LaunchOptions options);
+// out T[tokens, dim] = gate(in[t, i]) * in[t, dim + i]; alternate: columns as packed with
+// alternate_halves.
+cudaError_t Glu(DType dtype, void* out, const void* in, int tokens, int dim, Gate gate,
+                bool alternate, LaunchOptions options);
 
 // out[r] = in[rows[r]], rows of row_bytes (a multiple of 4).
-cudaError_t GatherRows(void* out, const void* in, const std::int32_t* rows, int count, std::int64_t row_bytes,
-                       LaunchOptions options);
+cudaError_t GatherRows(void* out, const void* in, const std::int32_t* rows, int count,
+                       std::int64_t row_bytes, LaunchOptions options);
 
 // logits f32[count] = cap * tanh(logits / cap).
 cudaError_t Softcap(float* logits, std::int64_t count, float cap, LaunchOptions options);
 
 // out T[tokens, dim] += bias f32[dim].
-cudaError_t AddBias(DType dtype, void* out, const float* bias, int tokens, int dim, LaunchOptions options);
+cudaError_t AddBias(DType dtype, void* out, const float* bias, int tokens, int dim,
+                    LaunchOptions options);
 
-// ---- Attention ---------------------------------------------------------------------------------------------
+// ---- Attention
+// ---------------------------------------------------------------------------------------------
 
-// q and k heads of qkv T[tokens, ld_qkv] as [q | k | v]: optional RMS norm of each head, rotary embedding of its
-// first rope_dim entries (pairs j, j + rope_dim / 2); q is written back, k and v to the cache at slots[token]
-// (page * page_tokens + offset; negative: nowhere). head_dim <= 256.
+// q and k heads of qkv T[tokens, ld_qkv] as [q | k | v]: optional RMS norm of each head, rotary
+// embedding of its first rope_dim entries (pairs j, j + rope_dim / 2); q is written back, k and v
+// to the cache at slots[token] (page * page_tokens + offset; negative: nowhere). head_dim <= 256.
 struct RopeAppendArgs {
   DType dtype = DType::kF16;
   void* qkv = nullptr;
   std::int64_t ld_qkv = 0;
   int tokens = 0, heads = 0, kv_heads = 0, head_dim = 0;
-  int rope_dim = 0;                       // 0: no rotation
-  const float* inv_freq = nullptr;        // f32[rope_dim / 2]
+  int rope_dim = 0;                 // 0: no rotation
+  const float* inv_freq = nullptr;  // f32[rope_dim / 2]
   float attention_factor = 1.0f;
-  const float* q_norm = nullptr;          // f32[head_dim] or null
+  const float* q_norm = nullptr;  // f32[head_dim] or null
   const float* k_norm = nullptr;
   float norm_eps = 0.0f;
   const std::int32_t* positions = nullptr;  // [tokens]
   const std::int32_t* slots = nullptr;      // [tokens]
   KvLayout kv;
-  void* layer_cache = nullptr;            // T, the pool + layer * LayerStride()
+  void* layer_cache = nullptr;  // T, the pool + layer * LayerStride()
 };
 cudaError_t RopeAppend(const RopeAppendArgs& args, LaunchOptions options);
 
-// Causal attention over the paged cache. Row r of sequence s sits at position context[s] - queries(s) + r; a key
-// at p is visible iff p <= position and (window == 0 or position - p < window).
+// Causal attention over the paged cache. Row r of sequence s sits at position context[s] -
+// queries(s) + r; a key at p is visible iff p <= position and (window == 0 or position - p <
+// window).
 struct AttentionArgs {
   DType dtype = DType::kF16;
-  const void* q = nullptr;                  // T[tokens, ld_q], head h at h * head_dim
+  const void* q = nullptr;  // T[tokens, ld_q], head h at h * head_dim
   std::int64_t ld_q = 0;
-  void* out = nullptr;                      // T[tokens, heads * head_dim]
+  void* out = nullptr;  // T[tokens, heads * head_dim]
   int sequences = 0, heads = 0, kv_heads = 0, head_dim = 0;
-  const std::int32_t* query_offsets = nullptr;  // [sequences + 1] rows of q; null: one row a sequence (decode)
-  int max_queries = 1;                      // most rows of one sequence
-  const std::int32_t* contexts = nullptr;   // [sequences] keys, the rows' own included
-  int max_context = 0;                      // bound of contexts; the decode grid is sized for it
-  const std::int32_t* pages = nullptr;      // [sequences, ld_pages] page ids in order of position
+  const std::int32_t* query_offsets =
+      nullptr;          // [sequences + 1] rows of q; null: one row a sequence (decode)
+  int max_queries = 1;  // most rows of one sequence
+  const std::int32_t* contexts = nullptr;  // [sequences] keys, the rows' own included
+  int max_context = 0;                     // bound of contexts; the decode grid is sized for it
+  const std::int32_t* pages = nullptr;     // [sequences, ld_pages] page ids in order of position
   std::int64_t ld_pages = 0;
-  KvLayout kv;                              // page_tokens 64
+  KvLayout kv;  // page_tokens 64
   const void* layer_cache = nullptr;
   float scale = 1.0f;
   int window = 0;
   float softcap = 0.0f;
-  const float* sinks = nullptr;             // f32[heads] or null
-  // Decode: keys of one block are split_tokens (a multiple of 64); more than one block a sequence needs a
-  // workspace of DecodeWorkspaceBytes.
-  int split_tokens = 0;                     // 0: chosen
+  const float* sinks = nullptr;  // f32[heads] or null
+  // Decode: keys of one block are split_tokens (a multiple of 64); more than one block a sequence
+  // needs a workspace of DecodeWorkspaceBytes.
+  int split_tokens = 0;  // 0: chosen
   void* workspace = nullptr;
 };
 std::int64_t DecodeWorkspaceBytes(const AttentionArgs& args);
 cudaError_t DecodeAttention(const AttentionArgs& args, LaunchOptions options);
 cudaError_t PrefillAttention(const AttentionArgs& args, LaunchOptions options);
 
-// ---- Sampling ----------------------------------------------------------------------------------------------
+// ---- Sampling
+// ----------------------------------------------------------------------------------------------
 
-// A token's history in one slot: how often it was generated (saturating), and whether the prompt holds it.
+// A token's history in one slot: how often it was generated (saturating), and whether the prompt
+// holds it.
 inline constexpr std::uint16_t kHistoryInPrompt = 0x8000;
 inline constexpr std::uint16_t kHistoryCount = 0x7fff;
 
@@ -229,15 +246,16 @@ struct SampledToken {
 };
 
 struct SampleArgs {
-  float* logits = nullptr;                 // f32[count, ld_logits]; overwritten
+  float* logits = nullptr;  // f32[count, ld_logits]; overwritten
   std::int64_t ld_logits = 0;
   int vocab = 0, count = 0;
   const SampleRow* rows = nullptr;         // [count]
   const SamplingParams* params = nullptr;  // [slots]
   const SlotLists* lists = nullptr;        // [slots], or null
-  std::uint16_t* history = nullptr;        // [slots, vocab], or null: no penalties; the sampled token is counted
-  std::int32_t* last_tokens = nullptr;     // [slots]
-  SampledToken* results = nullptr;         // [count]
+  std::uint16_t* history =
+      nullptr;  // [slots, vocab], or null: no penalties; the sampled token is counted
+  std::int32_t* last_tokens = nullptr;  // [slots]
+  SampledToken* results = nullptr;      // [count]
 };
 cudaError_t Sample(const SampleArgs& args, LaunchOptions options);
 

@@ -8,21 +8,27 @@ namespace nibble::cuda {
 namespace {
 
 // One warp a block of the packed stream; lanes as in PackBlockLane. grid.x over blocks.
-__global__ void PackKernel(PackedShape shape, RowSource source, std::uint8_t* blocks, std::int64_t count) {
-  const std::int64_t index = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
+__global__ void PackKernel(PackedShape shape, RowSource source, std::uint8_t* blocks,
+                           std::int64_t count) {
+  const std::int64_t index =
+      (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
   if (index >= count) return;
   const std::int64_t tile = index / shape.Units(), unit = index % shape.Units();
   PackBlockLane(
       shape, source, tile, unit, threadIdx.x % 32,
-      [](float v) { return __half_as_ushort(__float2half_rn(v)); }, blocks + index * shape.BlockBytes());
+      [](float v) { return __half_as_ushort(__float2half_rn(v)); },
+      blocks + index * shape.BlockBytes());
 }
 
 constexpr int kUnpackWarps = 8;
-constexpr int kStagedStride = kUnitColumns + 8;  // elements a row: 4-byte stores of a fragment do not conflict
+constexpr int kStagedStride =
+    kUnitColumns + 8;  // elements a row: 4-byte stores of a fragment do not conflict
 
-// out T[n, k]. A warp unpacks one block at a time as the product kernels do, stages it as rows and stores those.
+// out T[n, k]. A warp unpacks one block at a time as the product kernels do, stages it as rows and
+// stores those.
 template <typename T, CodeKind kKind, int kBits>
-__global__ void __launch_bounds__(32 * kUnpackWarps) UnpackKernel(const __grid_constant__ PackedMatrix w, T* out) {
+__global__ void __launch_bounds__(32 * kUnpackWarps)
+    UnpackKernel(const __grid_constant__ PackedMatrix w, T* out) {
   using Codes = CodesOf<T, kKind, kBits>;
   __shared__ __align__(16) T staged[kUnpackWarps][kTileRows * kStagedStride];
   extern __shared__ std::uint32_t pairs[];
@@ -48,16 +54,19 @@ __global__ void __launch_bounds__(32 * kUnpackWarps) UnpackKernel(const __grid_c
 #pragma unroll
     for (int step = 0; step < 8; ++step) {
       const int group = step / group_steps;
-      const float2 scales = UnpackPair<half>(*reinterpret_cast<const std::uint32_t*>(tables + group * 32));
+      const float2 scales =
+          UnpackPair<half>(*reinterpret_cast<const std::uint32_t*>(tables + group * 32));
       float2 offsets = make_float2(w.zero, w.zero);
       if (shape.offset != OffsetMode::kConstant) {
-        offsets = UnpackPair<half>(*reinterpret_cast<const std::uint32_t*>(tables + shape.TableBytes() + group * 32));
+        offsets = UnpackPair<half>(
+            *reinterpret_cast<const std::uint32_t*>(tables + shape.TableBytes() + group * 32));
       }
       std::uint32_t a[4];
       codes[step / 4].Fragment(step % 4, lane_table, a);
 #pragma unroll
       for (int pair = 0; pair < 4; ++pair) {
-        const float scale = pair & 1 ? scales.y : scales.x, offset = pair & 1 ? offsets.y : offsets.x;
+        const float scale = pair & 1 ? scales.y : scales.x,
+                    offset = pair & 1 ? offsets.y : offsets.x;
         float2 v = UnpackPair<T>(a[pair]);
         if constexpr (!Codes::kTable) {
           v.x = v.x * kUp[pair & 1] - Codes::kShift, v.y = v.y * kUp[pair & 1] - Codes::kShift;
@@ -69,12 +78,14 @@ __global__ void __launch_bounds__(32 * kUnpackWarps) UnpackKernel(const __grid_c
         } else {
           v.x *= scale, v.y *= scale;
         }
-        *reinterpret_cast<std::uint32_t*>(mine + (g + 8 * (pair & 1)) * kStagedStride + step * 16 + 2 * t + 8 * (pair >> 1)) =
+        *reinterpret_cast<std::uint32_t*>(mine + (g + 8 * (pair & 1)) * kStagedStride + step * 16 +
+                                          2 * t + 8 * (pair >> 1)) =
             PackPair<T>(v.x * w.multiplier, v.y * w.multiplier);
       }
     }
     __syncwarp();
-    const std::int64_t row0 = index / units * kTileRows, column = index % units * kUnitColumns + lane % 16 * 8;
+    const std::int64_t row0 = index / units * kTileRows,
+                       column = index % units * kUnitColumns + lane % 16 * 8;
 #pragma unroll
     for (int i = 0; i < kTileRows; i += 2) {
       const int row = i + lane / 16;
@@ -90,11 +101,13 @@ __global__ void __launch_bounds__(32 * kUnpackWarps) UnpackKernel(const __grid_c
 template <typename T, CodeKind kKind, int kBits>
 cudaError_t LaunchUnpack(const PackedMatrix& w, void* out, LaunchOptions options) {
   const std::int64_t blocks = w.shape.Tiles() * w.shape.Units();
-  const auto grid = static_cast<unsigned>(std::min<std::int64_t>((blocks + kUnpackWarps - 1) / kUnpackWarps, 132 * 6));
+  const auto grid = static_cast<unsigned>(
+      std::min<std::int64_t>((blocks + kUnpackWarps - 1) / kUnpackWarps, 132 * 6));
   const std::size_t table = kKind == CodeKind::kCodebook ? kPairTableBytes : 0;
   const auto kernel = UnpackKernel<T, kKind, kBits>;
   if (table > 0) {  // beside the static staging more than the default limit
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kPairTableBytes);
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kPairTableBytes);
     if (error != cudaSuccess) return error;
   }
   kernel<<<grid, 32 * kUnpackWarps, table, options.stream>>>(w, static_cast<T*>(out));
@@ -111,7 +124,8 @@ cudaError_t PackBlocks(const PackedShape& shape, const RowSource& source, std::u
     return cudaErrorInvalidValue;
   }
   const std::int64_t count = shape.Tiles() * shape.Units();
-  PackKernel<<<static_cast<unsigned>((count + 7) / 8), 256, 0, stream>>>(shape, source, blocks, count);
+  PackKernel<<<static_cast<unsigned>((count + 7) / 8), 256, 0, stream>>>(shape, source, blocks,
+                                                                         count);
   return cudaGetLastError();
 }
 
@@ -119,7 +133,8 @@ cudaError_t DequantizePacked(const PackedMatrix& w, DType dtype, void* out, cuda
   if (w.shape.k % 8 != 0 || w.shape.n <= 0) return cudaErrorInvalidValue;
   const LaunchOptions options{stream, false};
   return ByDType(dtype, [&]<typename T>() {
-    if (w.shape.kind == CodeKind::kCodebook) return LaunchUnpack<T, CodeKind::kCodebook, 4>(w, out, options);
+    if (w.shape.kind == CodeKind::kCodebook)
+      return LaunchUnpack<T, CodeKind::kCodebook, 4>(w, out, options);
     switch (w.shape.bits) {
       case 2: return LaunchUnpack<T, CodeKind::kInteger, 2>(w, out, options);
       case 3: return LaunchUnpack<T, CodeKind::kInteger, 3>(w, out, options);

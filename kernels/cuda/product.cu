@@ -1,4 +1,5 @@
-// Products of any number of tokens: streamed while few, through dense 16-bit weights and cuBLAS beyond.
+// Products of any number of tokens: streamed while few, through dense 16-bit weights and cuBLAS
+// beyond.
 #include <cublas_v2.h>
 
 #include "kernels/cuda/launch.cuh"
@@ -9,11 +10,14 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kFinishColumns = 1024;  // of the output, a block
 
-// The epilogue of ProductArgs for raw T[m, n] that cuBLAS wrote. grid (token, kFinishColumns of the output).
+// The epilogue of ProductArgs for raw T[m, n] that cuBLAS wrote. grid (token, kFinishColumns of the
+// output).
 template <typename T>
-__global__ void __launch_bounds__(kThreads) FinishKernel(ProductArgs a, const void* raw, bool raw_f32) {
+__global__ void __launch_bounds__(kThreads)
+    FinishKernel(ProductArgs a, const void* raw, bool raw_f32) {
   __shared__ float scratch[32];
-  const int n = static_cast<int>(a.w.shape.n), token = blockIdx.x, begin = blockIdx.y * kFinishColumns;
+  const int n = static_cast<int>(a.w.shape.n), token = blockIdx.x,
+            begin = blockIdx.y * kFinishColumns;
   float rstd = 1.0f;
   if (a.norm_in.square_sums != nullptr) {
     float sum = 0.0f;
@@ -24,20 +28,23 @@ __global__ void __launch_bounds__(kThreads) FinishKernel(ProductArgs a, const vo
   }
   const auto value = [&](int column) {
     const std::int64_t at = static_cast<std::int64_t>(token) * n + column;
-    const float v = raw_f32 ? static_cast<const float*>(raw)[at] : ToFloat(static_cast<const T*>(raw)[at]);
+    const float v =
+        raw_f32 ? static_cast<const float*>(raw)[at] : ToFloat(static_cast<const T*>(raw)[at]);
     return v * rstd + (a.bias == nullptr ? 0.0f : a.bias[column]);
   };
   if (a.output == Output::kGlu) {
     for (int i = begin + threadIdx.x; i < min(n / 2, begin + kFinishColumns); i += kThreads) {
       const int gate = i / 16 * 32 + i % 16;  // packed order: 16 gates, 16 ups
-      static_cast<T*>(a.out)[token * a.ldo + i] = FromFloat<T>(GateOf(a.gate, value(gate)) * value(gate + 16));
+      static_cast<T*>(a.out)[token * a.ldo + i] =
+          FromFloat<T>(GateOf(a.gate, value(gate)) * value(gate + 16));
     }
     return;
   }
   const int tiles = (n + 15) / 16;
   for (int i = begin + threadIdx.x; i < min(tiles * 16, begin + kFinishColumns); i += kThreads) {
     const float v = i < n ? value(i) : 0.0f;
-    if (a.output == Output::kStore && i < n) static_cast<T*>(a.out)[token * a.ldo + i] = FromFloat<T>(v);
+    if (a.output == Output::kStore && i < n)
+      static_cast<T*>(a.out)[token * a.ldo + i] = FromFloat<T>(v);
     if (a.output == Output::kStoreF32 && i < n) static_cast<float*>(a.out)[token * a.ldo + i] = v;
     if (a.output != Output::kResidual) continue;
     const std::int64_t at = static_cast<std::int64_t>(token) * n + i;
@@ -45,14 +52,16 @@ __global__ void __launch_bounds__(kThreads) FinishKernel(ProductArgs a, const vo
     if (i < n) {
       sum = a.residual[at] + v;
       a.residual[at] = sum;
-      if (a.norm_out.normed != nullptr) static_cast<T*>(a.norm_out.normed)[at] = FromFloat<T>(sum * a.norm_out.weight[i]);
+      if (a.norm_out.normed != nullptr)
+        static_cast<T*>(a.norm_out.normed)[at] = FromFloat<T>(sum * a.norm_out.weight[i]);
     }
     if (a.norm_out.square_sums != nullptr) {
       float squares = sum * sum;
       const unsigned mask = 0xffffu << (threadIdx.x & 16);
 #pragma unroll
       for (int delta = 8; delta > 0; delta /= 2) squares += __shfl_xor_sync(mask, squares, delta);
-      if (i % 16 == 0) a.norm_out.square_sums[static_cast<std::int64_t>(token) * tiles + i / 16] = squares;
+      if (i % 16 == 0)
+        a.norm_out.square_sums[static_cast<std::int64_t>(token) * tiles + i / 16] = squares;
     }
   }
 }
@@ -63,21 +72,23 @@ cudaError_t Status(cublasStatus_t status) {
 }
 
 // out[m, n] = x[m, k] * w[n, k]^T, row-major; out of type T or f32.
-cudaError_t Gemm(cublasContext* cublas, DType dtype, const ProductArgs& a, const void* w, void* out, std::int64_t ldo,
-                 bool f32, cudaStream_t stream) {
+cudaError_t Gemm(cublasContext* cublas, DType dtype, const ProductArgs& a, const void* w, void* out,
+                 std::int64_t ldo, bool f32, cudaStream_t stream) {
   const float one = 1.0f, zero = 0.0f;
   const cudaDataType_t type = dtype == DType::kF16 ? CUDA_R_16F : CUDA_R_16BF;
   cublasStatus_t status = cublasSetStream(cublas, stream);
   if (status != CUBLAS_STATUS_SUCCESS) return Status(status);
   return Status(cublasGemmEx(cublas, CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(a.w.shape.n), a.m,
-                             static_cast<int>(a.w.shape.k), &one, w, type, static_cast<int>(a.w.shape.k), a.x, type,
-                             static_cast<int>(a.ldx), &zero, out, f32 ? CUDA_R_32F : type, static_cast<int>(ldo),
+                             static_cast<int>(a.w.shape.k), &one, w, type,
+                             static_cast<int>(a.w.shape.k), a.x, type, static_cast<int>(a.ldx),
+                             &zero, out, f32 ? CUDA_R_32F : type, static_cast<int>(ldo),
                              CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
 }
 
 }  // namespace
 
-cudaError_t DenseProduct(const ProductArgs& args, const void* w, const ProductScratch& scratch, cudaStream_t stream) {
+cudaError_t DenseProduct(const ProductArgs& args, const void* w, const ProductScratch& scratch,
+                         cudaStream_t stream) {
   if (args.m == 0) return cudaSuccess;
   if (args.m < 0 || args.x == nullptr || w == nullptr || scratch.cublas == nullptr ||
       (args.output == Output::kResidual ? args.residual == nullptr : args.out == nullptr)) {
@@ -88,12 +99,14 @@ cudaError_t DenseProduct(const ProductArgs& args, const void* w, const ProductSc
   const bool f32 = args.output == Output::kStoreF32;
   void* raw = plain || f32 ? args.out : scratch.raw;
   if (raw == nullptr) return cudaErrorInvalidValue;
-  if (f32 && !plain && args.ldo != args.w.shape.n) return cudaErrorInvalidValue;  // finished in place
+  if (f32 && !plain && args.ldo != args.w.shape.n)
+    return cudaErrorInvalidValue;  // finished in place
   const std::int64_t ldo = raw == args.out ? args.ldo : args.w.shape.n;
   cudaError_t error = Gemm(scratch.cublas, args.dtype, args, w, raw, ldo, f32, stream);
   if (error != cudaSuccess || plain) return error;
   return ByDType(args.dtype, [&]<typename T>() {
-    const auto columns = static_cast<unsigned>(args.output == Output::kGlu ? args.w.shape.n / 2 : args.w.shape.n);
+    const auto columns =
+        static_cast<unsigned>(args.output == Output::kGlu ? args.w.shape.n / 2 : args.w.shape.n);
     const dim3 grid(args.m, (columns + kFinishColumns - 1) / kFinishColumns);
     FinishKernel<T><<<grid, kThreads, 0, stream>>>(args, raw, f32);
     return cudaGetLastError();
@@ -101,8 +114,8 @@ cudaError_t DenseProduct(const ProductArgs& args, const void* w, const ProductSc
 }
 
 cudaError_t Product(const ProductArgs& args, const ProductScratch& scratch, cudaStream_t stream) {
-  // The stream reads the weights once for every 16 tokens; past this many, expanding them costs less on most shapes (measured on
-  // an H200, tests/bench/results).
+  // The stream reads the weights once for every 16 tokens; past this many, expanding them costs
+  // less on most shapes (measured on an H200, tests/bench/results).
   constexpr int kStreamTokens = 48;
   if (SupportsStream(args.w.shape) && (args.m <= kStreamTokens || scratch.weights == nullptr)) {
     return StreamProduct(args, stream);

@@ -1,4 +1,5 @@
-// The machine instructions the kernels name directly: barriers, bulk copies, dependent launch, matrix products.
+// The machine instructions the kernels name directly: barriers, bulk copies, dependent launch,
+// matrix products.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -12,7 +13,8 @@ __device__ __forceinline__ std::uint32_t SharedAddress(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// ---- Programmatic dependent launch: the next grid may start; what earlier grids wrote may be read. ----
+// ---- Programmatic dependent launch: the next grid may start; what earlier grids wrote may be
+// read. ----
 __device__ __forceinline__ void LaunchDependents() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
@@ -53,7 +55,8 @@ __device__ __forceinline__ void BarrierWait(std::uint32_t barrier, std::uint32_t
       : "memory");
 }
 
-// ---- Weights: read once, past L1 and first out of L2. Volatile, so that prefetches stay where they are written ----
+// ---- Weights: read once, past L1 and first out of L2. Volatile, so that prefetches stay where
+// they are written ----
 __device__ __forceinline__ uint4 StreamLoad128(const void* global, std::uint64_t policy) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
@@ -76,25 +79,28 @@ __device__ __forceinline__ std::uint32_t StreamLoad32(const void* global, std::u
   return v;
 }
 
-// ---- Bulk copies: global to shared, completing on a barrier; 16-byte aligned, bytes % 16 == 0 ----
+// ---- Bulk copies: global to shared, completing on a barrier; 16-byte aligned, bytes % 16 == 0
+// ----
 __device__ __forceinline__ std::uint64_t EvictFirstPolicy() {
   std::uint64_t policy;
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
-__device__ __forceinline__ void BulkCopy(std::uint32_t shared, const void* global, std::uint32_t bytes,
-                                         std::uint32_t barrier, std::uint64_t policy) {
+__device__ __forceinline__ void BulkCopy(std::uint32_t shared, const void* global,
+                                         std::uint32_t bytes, std::uint32_t barrier,
+                                         std::uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1], %2, "
       "[%3], %4;" ::"r"(shared),
       "l"(global), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
 }
-__device__ __forceinline__ void BulkCopy(std::uint32_t shared, const void* global, std::uint32_t bytes,
-                                         std::uint32_t barrier) {
+__device__ __forceinline__ void BulkCopy(std::uint32_t shared, const void* global,
+                                         std::uint32_t bytes, std::uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          shared),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared),
       "l"(global), "r"(bytes), "r"(barrier)
       : "memory");
 }
@@ -152,28 +158,32 @@ __device__ __forceinline__ void LoadMatrix4Transposed(std::uint32_t (&r)[4], std
 
 // ---- cp.async, 16 bytes; zero-filled when `bytes` is 0 ----
 __device__ __forceinline__ void CopyAsync16(std::uint32_t shared, const void* global, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
+               "r"(bytes)
                : "memory");
 }
-__device__ __forceinline__ void CopyAsyncCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void CopyAsyncCommit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 template <int kLeft>
 __device__ __forceinline__ void CopyAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
 
-// ---- d += a * b: 16 x 8 x 16, f32 accumulators; c0, c1 = (row g, columns 2t, 2t + 1), c2, c3 = row g + 8 ----
+// ---- d += a * b: 16 x 8 x 16, f32 accumulators; c0, c1 = (row g, columns 2t, 2t + 1), c2, c3 =
+// row g + 8 ----
 template <typename T>
 __device__ __forceinline__ void Mma(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                                     std::uint32_t b1) {
   if constexpr (std::is_same_v<T, half>) {
-    asm(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   } else {
-    asm(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

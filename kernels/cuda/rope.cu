@@ -1,4 +1,5 @@
-// Rotary embedding of q and k (with optional norms of each head) and appending k and v to the paged cache.
+// Rotary embedding of q and k (with optional norms of each head) and appending k and v to the paged
+// cache.
 #include "kernels/cuda/launch.cuh"
 
 namespace nibble::cuda {
@@ -9,7 +10,8 @@ constexpr int kMaxPerLane = 8;  // head_dim <= 256
 
 // One warp a (token, head); heads in the order q, k, v of the row.
 template <typename T>
-__global__ void __launch_bounds__(32 * kWarps) RopeAppendKernel(RopeAppendArgs a, T* qkv, T* cache) {
+__global__ void __launch_bounds__(32 * kWarps)
+    RopeAppendKernel(RopeAppendArgs a, T* qkv, T* cache) {
   ptx::LaunchDependents();
   ptx::WaitForPrerequisites();
   const int lane = threadIdx.x % 32;
@@ -21,7 +23,8 @@ __global__ void __launch_bounds__(32 * kWarps) RopeAppendKernel(RopeAppendArgs a
 
   float v[kMaxPerLane];
 #pragma unroll
-  for (int i = 0; i < kMaxPerLane; ++i) v[i] = i * 32 + lane < dim ? ToFloat(row[i * 32 + lane]) : 0.0f;
+  for (int i = 0; i < kMaxPerLane; ++i)
+    v[i] = i * 32 + lane < dim ? ToFloat(row[i * 32 + lane]) : 0.0f;
 
   const float* norm = is_v ? nullptr : is_q ? a.q_norm : a.k_norm;
   if (norm != nullptr) {
@@ -87,8 +90,8 @@ cudaError_t RopeAppend(const RopeAppendArgs& args, LaunchOptions options) {
   }
   const dim3 grid(args.tokens, (args.heads + 2 * args.kv_heads + kWarps - 1) / kWarps);
   return ByDType(args.dtype, [&]<typename T>() {
-    return Launch(RopeAppendKernel<T>, grid, 32 * kWarps, 0, options, args, static_cast<T*>(args.qkv),
-                  static_cast<T*>(args.layer_cache));
+    return Launch(RopeAppendKernel<T>, grid, 32 * kWarps, 0, options, args,
+                  static_cast<T*>(args.qkv), static_cast<T*>(args.layer_cache));
   });
 }
 

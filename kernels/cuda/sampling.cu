@@ -1,9 +1,11 @@
-// Sampling and scoring on the device: one block a row of logits, in the order kernels/sampling.h documents.
+// Sampling and scoring on the device: one block a row of logits, in the order kernels/sampling.h
+// documents.
 //
-// Probabilities are integers, floor(2^40 e^((logit - max) / temperature)): their sums do not depend on the order
-// of addition, so a draw is a function of its row alone, and agrees with the CPU's. Every cut (top_k, top_p, the
-// draw) is a prefix of the descending order (logit, then ascending id), found digit by digit: a histogram of
-// key distances from the best, then of the bin in which the cut lies.
+// Probabilities are integers, floor(2^40 e^((logit - max) / temperature)): their sums do not depend
+// on the order of addition, so a draw is a function of its row alone, and agrees with the CPU's.
+// Every cut (top_k, top_p, the draw) is a prefix of the descending order (logit, then ascending
+// id), found digit by digit: a histogram of key distances from the best, then of the bin in which
+// the cut lies.
 #include "kernels/cuda/launch.cuh"
 
 namespace nibble::cuda {
@@ -11,7 +13,8 @@ namespace {
 
 constexpr int kThreads = 1024;
 constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
-constexpr int kListSize = 6144;  // candidates kept in shared memory; more are found in the row each time
+constexpr int kListSize =
+    6144;  // candidates kept in shared memory; more are found in the row each time
 constexpr float kOne = 0x1p40f;
 constexpr unsigned long long kHead = 1ull << 26;  // 2^-14 of the best: what nearly every draw hits
 
@@ -64,7 +67,12 @@ __device__ int BlockMaxOf(int v, int* scratch) {
 class Row {
  public:
   __device__ Row(Shared& s, const float* logits, int vocab, float max, float inverse_temperature)
-      : s_(s), logits_(logits), vocab_(vocab), max_(max), inverse_(inverse_temperature), max_key_(OrderedKey(max)) {}
+      : s_(s),
+        logits_(logits),
+        vocab_(vocab),
+        max_(max),
+        inverse_(inverse_temperature),
+        max_key_(OrderedKey(max)) {}
 
   __device__ unsigned long long Mass(float logit) const {
     return static_cast<unsigned long long>(__expf((logit - max_) * inverse_) * kOne);
@@ -73,8 +81,9 @@ class Row {
     return Mass(FromOrderedKey(max_key_ - distance));
   }
 
-  // Keeps the tokens of mass >= kHead in shared memory when they fit; returns the mass of all tokens, and of the
-  // kept in `held`. When they do not fit the row itself is the list, and everything is held.
+  // Keeps the tokens of mass >= kHead in shared memory when they fit; returns the mass of all
+  // tokens, and of the kept in `held`. When they do not fit the row itself is the list, and
+  // everything is held.
   __device__ unsigned long long Collect(unsigned long long* held, bool whole) {
     if (threadIdx.x == 0) s_.count = 0;
     __syncthreads();
@@ -106,7 +115,8 @@ class Row {
     for (int first = threadIdx.x; first < vocab_; first += 8 * kThreads) {
       float v[8];  // several loads in flight
 #pragma unroll
-      for (int j = 0; j < 8; ++j) v[j] = first + j * kThreads < vocab_ ? logits_[first + j * kThreads] : 0.0f;
+      for (int j = 0; j < 8; ++j)
+        v[j] = first + j * kThreads < vocab_ ? logits_[first + j * kThreads] : 0.0f;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         if (first + j * kThreads < vocab_) body(max_key_ - OrderedKey(v[j]), first + j * kThreads);
@@ -114,9 +124,10 @@ class Row {
     }
   }
 
-  // (distance, id) of the last token of the smallest prefix, among tokens with order <= bound, whose weight reaches
-  // `target` >= 1: mass, or count. REQUIRES: their weight reaches it.
-  __device__ unsigned long long Cut(unsigned long long target, bool by_count, unsigned long long bound) {
+  // (distance, id) of the last token of the smallest prefix, among tokens with order <= bound,
+  // whose weight reaches `target` >= 1: mass, or count. REQUIRES: their weight reaches it.
+  __device__ unsigned long long Cut(unsigned long long target, bool by_count,
+                                    unsigned long long bound) {
     unsigned widest = 0;
     ForEach([&](std::uint32_t distance, int id) {
       if (Order(distance, id) <= bound) widest = max(widest, distance);
@@ -129,7 +140,8 @@ class Row {
       for (int i = threadIdx.x; i < kBins; i += kThreads) s_.bins[i] = 0;
       __syncthreads();
       ForEach([&](std::uint32_t distance, int id) {
-        if (Order(distance, id) > bound || (left < 32 && distance >> left != prefix >> left)) return;
+        if (Order(distance, id) > bound || (left < 32 && distance >> left != prefix >> left))
+          return;
         const unsigned long long weight = by_count ? 1 : MassAt(distance);
         if (weight > 0) atomicAdd(&s_.bins[distance >> shift & (kBins - 1)], weight);
       });
@@ -152,7 +164,10 @@ class Row {
       const int middle = (low + high) / 2;
       int count = 0;
       ForEach([&](std::uint32_t distance, int id) { count += distance == prefix && id <= middle; });
-      if (BlockSumOf(count, s_.ints) >= need) high = middle; else low = middle + 1;
+      if (BlockSumOf(count, s_.ints) >= need)
+        high = middle;
+      else
+        low = middle + 1;
     }
     return Order(prefix, low);
   }
@@ -188,7 +203,8 @@ class Row {
       if (threadIdx.x == lane) {
         unsigned long long before = running - mine;
         int bin = lane * kEach;
-        while (bin < lane * kEach + kEach - 1 && before + s_.bins[bin] < target) before += s_.bins[bin++];
+        while (bin < lane * kEach + kEach - 1 && before + s_.bins[bin] < target)
+          before += s_.bins[bin++];
         s_.found_bin = bin;
         s_.before = before;
       }
@@ -251,17 +267,20 @@ __device__ int Draw(Row& row, const SamplingParams& p, int vocab, std::uint32_t 
     }
     if (p.top_p < 1.0f) {
       const double wanted = ceil(static_cast<double>(p.top_p) * static_cast<double>(mass));
-      const unsigned long long target = max(1ull, min(mass, static_cast<unsigned long long>(wanted)));
+      const unsigned long long target =
+          max(1ull, min(mass, static_cast<unsigned long long>(wanted)));
       if (target > held) continue;
       bound = row.Cut(target, false, bound);
       mass = held = row.MassUpTo(bound, 0);
     }
     if (p.min_p > 0.0f) {
-      const auto least = static_cast<unsigned long long>(ceil(static_cast<double>(p.min_p) * 0x1p40));
+      const auto least =
+          static_cast<unsigned long long>(ceil(static_cast<double>(p.min_p) * 0x1p40));
       if (held < mass && least < kHead) continue;
       mass = held = row.MassUpTo(bound, least);
     }
-    const auto uniform = static_cast<unsigned long long>(UniformAt(p.seed, p.output_index, position) * 0x1p24f);
+    const auto uniform =
+        static_cast<unsigned long long>(UniformAt(p.seed, p.output_index, position) * 0x1p24f);
     const unsigned long long drawn = __umul64hi(mass, uniform << 40);  // mass * uniform / 2^24
     if (drawn >= held) continue;
     // min_p removes a suffix of the order, so it does not move the cut.
@@ -282,16 +301,20 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(SampleArgs a) {
   const int wanted_top = info.sample ? params.top_logprobs : info.top_logprobs;
   bool bad;
   float max = BlockMax(s, logits, a.vocab, &bad);
-  std::uint16_t* history = a.history == nullptr || !info.sample ? nullptr : a.history + std::int64_t{info.slot} * a.vocab;
+  std::uint16_t* history = a.history == nullptr || !info.sample
+                               ? nullptr
+                               : a.history + std::int64_t{info.slot} * a.vocab;
 
   // ---- Bias, penalties, bans ----
   bool changed = false;
   if (info.sample && !bad) {
     const SlotLists lists = a.lists == nullptr ? SlotLists{} : a.lists[info.slot];
-    for (int i = threadIdx.x; i < lists.bias_count; i += kThreads) logits[lists.bias_ids[i]] += lists.bias_values[i];
+    for (int i = threadIdx.x; i < lists.bias_count; i += kThreads)
+      logits[lists.bias_ids[i]] += lists.bias_values[i];
     __syncthreads();
-    const bool penalties = history != nullptr && (params.repetition_penalty != 1.0f ||
-                                                  params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f);
+    const bool penalties =
+        history != nullptr && (params.repetition_penalty != 1.0f ||
+                               params.presence_penalty != 0.0f || params.frequency_penalty != 0.0f);
     for (int i = threadIdx.x; penalties && i < a.vocab; i += kThreads) {
       const std::uint16_t seen = history[i];
       if (seen == 0) continue;
@@ -303,7 +326,8 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(SampleArgs a) {
     }
     __syncthreads();
     const bool ban = info.output_position < params.min_tokens && lists.banned_count > 0;
-    for (int i = threadIdx.x; ban && i < lists.banned_count; i += kThreads) logits[lists.banned[i]] = -INFINITY;
+    for (int i = threadIdx.x; ban && i < lists.banned_count; i += kThreads)
+      logits[lists.banned[i]] = -INFINITY;
     __syncthreads();
     changed = penalties || ban || lists.bias_count > 0;
     if (changed) max = BlockMax(s, logits, a.vocab, &bad);
@@ -317,12 +341,14 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(SampleArgs a) {
       for (int i = threadIdx.x; i < a.vocab; i += kThreads) {
         if (logits[i] == max) best = min(best, i);
       }
-      for (int delta = 16; delta > 0; delta /= 2) best = min(best, __shfl_xor_sync(~0u, best, delta));
+      for (int delta = 16; delta > 0; delta /= 2)
+        best = min(best, __shfl_xor_sync(~0u, best, delta));
       __syncthreads();
       if (threadIdx.x % 32 == 0) s.ints[threadIdx.x / 32] = best;
       __syncthreads();
       best = s.ints[threadIdx.x % 32];
-      for (int delta = 16; delta > 0; delta /= 2) best = min(best, __shfl_xor_sync(~0u, best, delta));
+      for (int delta = 16; delta > 0; delta /= 2)
+        best = min(best, __shfl_xor_sync(~0u, best, delta));
       token = best;
     } else {
       Row row(s, logits, a.vocab, max, 1.0f / params.temperature);
@@ -355,12 +381,16 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(SampleArgs a) {
   if (threadIdx.x != 0) return;
   out.token = bad ? -1 : token;
   out.bad_logits = bad;
-  out.logprob = !bad && token >= 0 && (wanted_top >= 0 || info.score_token >= 0) ? logits[token] - log_sum : 0.0f;
+  out.logprob = !bad && token >= 0 && (wanted_top >= 0 || info.score_token >= 0)
+                    ? logits[token] - log_sum
+                    : 0.0f;
   out.num_top = tops > 0 ? tops : 0;
   for (int i = 0; i < tops; ++i) {  // selection sort of at most 20
     int best = i;
     for (int j = i + 1; j < tops; ++j) {
-      if (s.top_logit[j] > s.top_logit[best] || (s.top_logit[j] == s.top_logit[best] && s.top_id[j] < s.top_id[best])) best = j;
+      if (s.top_logit[j] > s.top_logit[best] ||
+          (s.top_logit[j] == s.top_logit[best] && s.top_id[j] < s.top_id[best]))
+        best = j;
     }
     const float logit = s.top_logit[best];
     const std::int32_t id = s.top_id[best];

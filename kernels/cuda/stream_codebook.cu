@@ -1,4 +1,5 @@
-// Streamed products of 4-bit codebooks. Groups of 64 (NF4, FP4 of bitsandbytes) and 32 (IQ4_NL, IQ4_XS, MXFP4).
+// Streamed products of 4-bit codebooks. Groups of 64 (NF4, FP4 of bitsandbytes) and 32 (IQ4_NL,
+// IQ4_XS, MXFP4).
 #include "kernels/cuda/stream_product.cuh"
 
 namespace nibble::cuda {
@@ -16,7 +17,8 @@ StreamLauncher ByGroup(int group, int token_tiles) {
 }  // namespace
 
 StreamLauncher FindStreamCodebook(DType dtype, int group, int token_tiles) {
-  return dtype == DType::kF16 ? ByGroup<half>(group, token_tiles) : ByGroup<__nv_bfloat16>(group, token_tiles);
+  return dtype == DType::kF16 ? ByGroup<half>(group, token_tiles)
+                              : ByGroup<__nv_bfloat16>(group, token_tiles);
 }
 
 }  // namespace nibble::cuda

@@ -1,4 +1,5 @@
-// Streamed products of 4-bit affine weights. Groups of 128 (GPTQ, AWQ), 64, 32 (Q4_0, Q4_1, Q4_K) and 16.
+// Streamed products of 4-bit affine weights. Groups of 128 (GPTQ, AWQ), 64, 32 (Q4_0, Q4_1, Q4_K)
+// and 16.
 #include "kernels/cuda/stream_product.cuh"
 
 namespace nibble::cuda {
@@ -20,7 +21,8 @@ StreamLauncher ByGroup(int group, bool offsets, int token_tiles) {
 }  // namespace
 
 StreamLauncher FindStreamInt4(DType dtype, int group, bool offsets, int token_tiles) {
-  return dtype == DType::kF16 ? ByGroup<half>(group, offsets, token_tiles) : ByGroup<__nv_bfloat16>(group, offsets, token_tiles);
+  return dtype == DType::kF16 ? ByGroup<half>(group, offsets, token_tiles)
+                              : ByGroup<__nv_bfloat16>(group, offsets, token_tiles);
 }
 
 }  // namespace nibble::cuda

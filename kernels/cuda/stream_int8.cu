@@ -1,4 +1,5 @@
-// Streamed products of 8-bit affine weights. Groups of 128 (GPTQ, compressed-tensors) and 32 (Q8_0).
+// Streamed products of 8-bit affine weights. Groups of 128 (GPTQ, compressed-tensors) and 32
+// (Q8_0).
 #include "kernels/cuda/stream_product.cuh"
 
 namespace nibble::cuda {
@@ -16,7 +17,8 @@ StreamLauncher ByGroup(int group, bool offsets, int token_tiles) {
 }  // namespace
 
 StreamLauncher FindStreamInt8(DType dtype, int group, bool offsets, int token_tiles) {
-  return dtype == DType::kF16 ? ByGroup<half>(group, offsets, token_tiles) : ByGroup<__nv_bfloat16>(group, offsets, token_tiles);
+  return dtype == DType::kF16 ? ByGroup<half>(group, offsets, token_tiles)
+                              : ByGroup<__nv_bfloat16>(group, offsets, token_tiles);
 }
 
 }  // namespace nibble::cuda

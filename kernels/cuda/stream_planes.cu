@@ -1,5 +1,5 @@
-// Streamed products of weights in bit planes: 2 bits (GPTQ 128, Q2_K 16), 3 (GPTQ 128, Q3_K 16), 5 (Q5_0, Q5_K 32)
-// and 6 (Q6_K 16).
+// Streamed products of weights in bit planes: 2 bits (GPTQ 128, Q2_K 16), 3 (GPTQ 128, Q3_K 16), 5
+// (Q5_0, Q5_K 32) and 6 (Q6_K 16).
 #include "kernels/cuda/stream_product.cuh"
 
 namespace nibble::cuda {

@@ -14,13 +14,14 @@ StreamLauncher FindStream(const PackedShape& shape, DType dtype, int token_tiles
   return FindStreamPlanes(dtype, shape.bits, shape.group, offsets, token_tiles);
 }
 
-// Shared memory: norms of the inputs, sums, pair table, activations, partial sums, exchange. Chooses
-// `flush`; false when it does not fit.
+// Shared memory: norms of the inputs, sums, pair table, activations, partial sums, exchange.
+// Chooses `flush`; false when it does not fit.
 bool PlaceShared(const ProductArgs& args, int token_tiles, StreamGeometry* geometry) {
   StreamParams& p = geometry->params;
   const int block_units = (p.units + geometry->cluster - 1) / geometry->cluster;
   const bool codebook = args.w.shape.kind == CodeKind::kCodebook;
-  const int sum_bytes = codebook ? 0 : block_units * (kUnitColumns / args.w.shape.group) * token_tiles * 32;
+  const int sum_bytes =
+      codebook ? 0 : block_units * (kUnitColumns / args.w.shape.group) * token_tiles * 32;
   p.sums_offset = 128;
   p.table_offset = p.sums_offset + sum_bytes;
   p.x_offset = (p.table_offset + (codebook ? kPairTableBytes : 0) + 127) / 128 * 128;
@@ -72,7 +73,8 @@ cudaError_t LaunchPass(const ProductArgs& args, StreamPlan plan, int sms, cudaSt
   p.residual = args.residual;
   p.norm_out = args.norm_out;
 
-  // A larger cluster where there are too few tiles to give every SM one, or the activations need more room.
+  // A larger cluster where there are too few tiles to give every SM one, or the activations need
+  // more room.
   int cluster = plan.cluster != 0 ? plan.cluster : 1;
   if (plan.cluster == 0) {
     while (cluster < 8 && tiles * cluster * 2 <= sms && units >= cluster * 16) cluster *= 2;
@@ -81,7 +83,9 @@ cudaError_t LaunchPass(const ProductArgs& args, StreamPlan plan, int sms, cudaSt
   for (; cluster <= 8; cluster *= 2) {
     p.cluster_shift = cluster == 1 ? 0 : cluster == 2 ? 1 : cluster == 4 ? 2 : 3;
     // GPCs hold 14 to 18 SMs, so not every SM finds a place in a cluster of 4 or 8.
-    const int clusters = cluster <= 2 ? sms / cluster : cluster == 4 ? (sms - 8) / 4 : (sms - 16) / 8;
+    const int clusters = cluster <= 2   ? sms / cluster
+                         : cluster == 4 ? (sms - 8) / 4
+                                        : (sms - 16) / 8;
     const int tile_step = args.output == Output::kGlu ? 2 : 1;
     p.tiles_per_cluster = (tiles + clusters - 1) / clusters;
     p.tiles_per_cluster += p.tiles_per_cluster % tile_step;
@@ -95,19 +99,23 @@ cudaError_t LaunchPass(const ProductArgs& args, StreamPlan plan, int sms, cudaSt
 
 }  // namespace
 
-bool SupportsStream(const PackedShape& shape) { return FindStream(shape, DType::kF16, 1) != nullptr; }
+bool SupportsStream(const PackedShape& shape) {
+  return FindStream(shape, DType::kF16, 1) != nullptr;
+}
 
 cudaError_t StreamProduct(const ProductArgs& args, cudaStream_t stream, StreamPlan plan) {
   if (args.m == 0) return cudaSuccess;
   const PackedShape& shape = args.w.shape;
   if (args.m < 0 || shape.k % 8 != 0 || args.ldx % 8 != 0 || shape.n <= 0 || args.x == nullptr ||
-      reinterpret_cast<std::uintptr_t>(args.x) % 16 != 0 || (args.output == Output::kGlu && shape.n % 32 != 0) ||
+      reinterpret_cast<std::uintptr_t>(args.x) % 16 != 0 ||
+      (args.output == Output::kGlu && shape.n % 32 != 0) ||
       (args.output == Output::kResidual ? args.residual == nullptr : args.out == nullptr)) {
     return cudaErrorInvalidValue;
   }
   int device = 0, sms = 0;
   cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
 
   constexpr int kPassTokens = 16;

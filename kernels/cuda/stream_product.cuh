@@ -1,10 +1,12 @@
-// The decode product: out = epilogue(x * w^T) for few tokens, at the rate weights arrive from memory.
+// The decode product: out = epilogue(x * w^T) for few tokens, at the rate weights arrive from
+// memory.
 //
-// One block of 16 warps an SM; clusters of blocks may share tiles and cut the columns further. The columns are cut
-// over the warps; a warp takes two tiles of 16 rows at a time, so that each operand it reads of the activations
-// serves two products. Its lanes load exactly the words they will multiply, kDepth blocks ahead, straight into
-// registers: no barrier and no shared memory lies between memory and tensor core. Activations wait in shared
-// memory. Partial sums of `flush` tiles are added in fixed order.
+// One block of 16 warps an SM; clusters of blocks may share tiles and cut the columns further. The
+// columns are cut over the warps; a warp takes two tiles of 16 rows at a time, so that each operand
+// it reads of the activations serves two products. Its lanes load exactly the words they will
+// multiply, kDepth blocks ahead, straight into registers: no barrier and no shared memory lies
+// between memory and tensor core. Activations wait in shared memory. Partial sums of `flush` tiles
+// are added in fixed order.
 //
 // Launched dependent, weights are on their way before the previous kernel has ended.
 #pragma once
@@ -20,7 +22,8 @@ namespace nibble::cuda {
 
 inline constexpr int kStreamWarps = 16;
 inline constexpr int kStreamThreads = 32 * kStreamWarps;
-inline constexpr int kPartialStride = 20;  // floats a token of a partial tile: 16 rows, and 4 against bank conflicts
+inline constexpr int kPartialStride =
+    20;  // floats a token of a partial tile: 16 rows, and 4 against bank conflicts
 
 // Pairs of 16 x 128 blocks in flight a warp: 64 to 70 KB an SM reach the read ceiling.
 constexpr int StreamDepth(int bits) { return bits >= 5 ? 1 : 2; }
@@ -53,11 +56,13 @@ struct StreamParams {
 #if __CUDA_ARCH__ >= 900
 
 // Adds partial sums of tiles [first, first + count) of this cluster and writes results.
-// partial: f32[count][16 warps][m][kPartialStride]; items of 16 rows are dealt to blocks and half-warps.
+// partial: f32[count][16 warps][m][kPartialStride]; items of 16 rows are dealt to blocks and
+// half-warps.
 template <typename T>
-__device__ __forceinline__ void FlushTiles(const StreamParams& p, const float* partial, float* exchange,
-                                           const float* rstd, int first, int count, std::uint32_t rank,
-                                           std::uint32_t cluster, bool first_flush, float residual0, float weight0) {
+__device__ __forceinline__ void FlushTiles(const StreamParams& p, const float* partial,
+                                           float* exchange, const float* rstd, int first, int count,
+                                           std::uint32_t rank, std::uint32_t cluster,
+                                           bool first_flush, float residual0, float weight0) {
   __syncthreads();
   const int row = threadIdx.x % 16;
   const auto block_sum = [&](int tile, int token) {
@@ -93,14 +98,16 @@ __device__ __forceinline__ void FlushTiles(const StreamParams& p, const float* p
   const int tiles_an_item = p.output == Output::kGlu ? 2 : 1;
   const int items = p.output == Output::kGlu ? (count >> 1) * p.m : count * p.m;
   bool first_item = first_flush;  // whose residual was prefetched
-  for (int q = rank + cluster * (threadIdx.x / 16); q < items; q += cluster * (kStreamThreads / 16)) {
+  for (int q = rank + cluster * (threadIdx.x / 16); q < items;
+       q += cluster * (kStreamThreads / 16)) {
     const int item_tile = q * p.by_m >> 16, token = q - item_tile * p.m;
     const int tile = item_tile * tiles_an_item;
     const float v = total(tile, token);
     if (p.output == Output::kGlu) {
       const float up = total(tile + 1, token);
       const int column = (first + tile) / 2 * kTileRows + row;
-      if (column < p.n / 2) static_cast<T*>(p.out)[token * p.ldo + column] = FromFloat<T>(GateOf(p.gate, v) * up);
+      if (column < p.n / 2)
+        static_cast<T*>(p.out)[token * p.ldo + column] = FromFloat<T>(GateOf(p.gate, v) * up);
       continue;
     }
     const int n = (first + tile) * kTileRows + row;
@@ -124,7 +131,9 @@ __device__ __forceinline__ void FlushTiles(const StreamParams& p, const float* p
         const unsigned mask = 0xffffu << (threadIdx.x & 16);
 #pragma unroll
         for (int delta = 8; delta > 0; delta /= 2) squares += __shfl_xor_sync(mask, squares, delta);
-        if (row == 0) p.norm_out.square_sums[static_cast<std::int64_t>(token) * p.tiles + first + tile] = squares;
+        if (row == 0)
+          p.norm_out.square_sums[static_cast<std::int64_t>(token) * p.tiles + first + tile] =
+              squares;
       }
     }
     first_item = false;
@@ -138,34 +147,39 @@ template <typename T, CodeKind kKind, int kBits, int kGroup, bool kOffsets>
 struct StreamBlock {
   using Codes = CodesOf<T, kKind, kBits>;
   static constexpr int kGroups = kUnitColumns / kGroup;
-  // Entry (group, g) of a table lies in lane group * 8 + g; with one group every lane holds its own row's.
+  // Entry (group, g) of a table lies in lane group * 8 + g; with one group every lane holds its own
+  // row's.
   static constexpr int kTableWords = kGroups == 8 ? 2 : 1;
 
   Codes codes[2];
   std::uint32_t scales[kTableWords], offsets[kTableWords];
 
-  __device__ __forceinline__ void Load(const std::uint8_t* block, int lane, int entry, std::uint64_t policy) {
+  __device__ __forceinline__ void Load(const std::uint8_t* block, int lane, int entry,
+                                       std::uint64_t policy) {
     codes[0].Load(block, lane, policy);
     codes[1].Load(block + Codes::kAtomBytes, lane, policy);
     const std::uint8_t* table = block + 2 * Codes::kAtomBytes + entry * 4;
 #pragma unroll
     for (int i = 0; i < kTableWords; ++i) {
       scales[i] = ptx::StreamLoad32(table + i * 128, policy);
-      if constexpr (kOffsets) offsets[i] = ptx::StreamLoad32(table + kGroups * 32 + i * 128, policy);
+      if constexpr (kOffsets)
+        offsets[i] = ptx::StreamLoad32(table + kGroups * 32 + i * 128, policy);
     }
   }
   static __device__ __forceinline__ int Entry(int lane) {
     return kGroups == 1 ? lane / 4 : kGroups == 2 ? lane % 16 : lane;
   }
   // (row g, row g + 8) of a table for `group`.
-  static __device__ __forceinline__ float2 Pick(const std::uint32_t (&table)[kTableWords], int group, int g) {
+  static __device__ __forceinline__ float2 Pick(const std::uint32_t (&table)[kTableWords],
+                                                int group, int g) {
     if constexpr (kGroups == 1) return UnpackPair<half>(table[0]);
     return UnpackPair<half>(__shfl_sync(~0u, table[group / 4], group % 4 * 8 + g));
   }
 };
 
 template <typename T, CodeKind kKind, int kBits, int kGroup, bool kOffsets, int kTokenTiles>
-__global__ void __launch_bounds__(kStreamThreads, 1) StreamKernel(const __grid_constant__ StreamParams p) {
+__global__ void __launch_bounds__(kStreamThreads, 1)
+    StreamKernel(const __grid_constant__ StreamParams p) {
 #if __CUDA_ARCH__ >= 900
   using Codes = CodesOf<T, kKind, kBits>;
   using Block = StreamBlock<T, kKind, kBits, kGroup, kOffsets>;
@@ -173,7 +187,8 @@ __global__ void __launch_bounds__(kStreamThreads, 1) StreamKernel(const __grid_c
   constexpr int kGroups = Block::kGroups;
   constexpr int kGroupSteps = kGroup / 16;
   constexpr bool kSums = !Codes::kTable;  // a zero point or a shift needs the activations' sums
-  constexpr float kDownLow = 1.0f / (1 << Codes::kExponentLow), kDownHigh = 1.0f / (1 << Codes::kExponentHigh);
+  constexpr float kDownLow = 1.0f / (1 << Codes::kExponentLow),
+                  kDownHigh = 1.0f / (1 << Codes::kExponentHigh);
 
   extern __shared__ __align__(1024) char shared[];
   const std::uint32_t base = ptx::SharedAddress(shared);
@@ -225,11 +240,10 @@ __global__ void __launch_bounds__(kStreamThreads, 1) StreamKernel(const __grid_c
 
   ptx::WaitForPrerequisites();
 
-  // ---- Activations of the block's columns to shared memory, T[m] rows of x_row_bytes, and their sums over each
-  // group, f32[unit][group][8 * kTokenTiles]. A thread takes 8 columns at a time, kGroup / 8 neighbours a group. ----
+  // ---- Activations of the block's columns to shared memory, T[m] rows of x_row_bytes; 8 columns a
+  // load ----
   const int block_unit0 = rank * p.units >> p.cluster_shift;
   const int block_units = ((rank + 1) * p.units >> p.cluster_shift) - block_unit0;
-  float* group_sums = reinterpret_cast<float*>(shared + p.sums_offset);
   // Four loads in flight a thread: of neighbouring tokens, or, with few of them, along the row.
   const int row_chunks = block_units * 16;
   const bool wide = p.m < 4;
@@ -242,7 +256,8 @@ __global__ void __launch_bounds__(kStreamThreads, 1) StreamKernel(const __grid_c
       const int row = token + i * step_token, c = column + i * step_column;
       chunk[i] = make_uint4(0, 0, 0, 0);
       if (row < p.m && c < row_chunks && (block_unit0 * 16 + c) * 8 < p.k) {
-        chunk[i] = *reinterpret_cast<const uint4*>(p.x + row * p.x_stride + (block_unit0 * 16 + c) * 16);
+        chunk[i] =
+            *reinterpret_cast<const uint4*>(p.x + row * p.x_stride + (block_unit0 * 16 + c) * 16);
       }
     }
   };
@@ -254,7 +269,8 @@ __global__ void __launch_bounds__(kStreamThreads, 1) StreamKernel(const __grid_c
   if (p.norm_in.square_sums != nullptr && warp < p.m) {
     float sum = 0.0f;
 #pragma unroll 8
-    for (int i = lane; i < p.norm_in.count; i += 32) sum += p.norm_in.square_sums[warp * p.norm_in.count + i];
+    for (int i = lane; i < p.norm_in.count; i += 32)
+      sum += p.norm_in.square_sums[warp * p.norm_in.count + i];
 #pragma unroll
     for (int delta = 16; delta > 0; delta /= 2) sum += __shfl_xor_sync(~0u, sum, delta);
     if (lane == 0) rstd[warp] = rsqrtf(sum / p.norm_in.dim + p.norm_in.eps);
@@ -266,33 +282,64 @@ __global__ void __launch_bounds__(kStreamThreads, 1) StreamKernel(const __grid_c
       for (int i = 0; i < 4; ++i) {
         const int row = token + i * step_token, c = column + i * step_column;
         if (row >= p.m || c - lane >= row_chunks) break;  // the same for the whole warp
-        if (c < row_chunks) *reinterpret_cast<uint4*>(shared + p.x_offset + row * p.x_row_bytes + c * 16) = chunk[i];
-        if constexpr (kSums) {
-          const float2 v0 = UnpackPair<T>(chunk[i].x), v1 = UnpackPair<T>(chunk[i].y);
-          const float2 v2 = UnpackPair<T>(chunk[i].z), v3 = UnpackPair<T>(chunk[i].w);
-          float sum = ((v0.x + v0.y) + (v1.x + v1.y)) + ((v2.x + v2.y) + (v3.x + v3.y));
-#pragma unroll
-          for (int delta = 1; delta < kGroup / 8; delta *= 2) sum += __shfl_xor_sync(~0u, sum, delta);
-          if (c < row_chunks && c % (kGroup / 8) == 0) {
-            group_sums[c / (kGroup / 8) * (8 * kTokenTiles) + row] = sum;
-          }
-        }
+        if (c < row_chunks)
+          *reinterpret_cast<uint4*>(shared + p.x_offset + row * p.x_row_bytes + c * 16) = chunk[i];
       }
     }
   }
   __syncthreads();
-  group_sums += (unit0 - block_unit0) * kGroups * kTokenTiles * 8;
-  std::uint32_t x_rows[kTokenTiles];  // ldmatrix addresses: lane l gives row l % 8 of 8 x 8 matrix l / 8
+  std::uint32_t
+      x_rows[kTokenTiles];  // ldmatrix addresses: lane l gives row l % 8 of 8 x 8 matrix l / 8
 #pragma unroll
   for (int i = 0; i < kTokenTiles; ++i) {
-    x_rows[i] = base + p.x_offset + min(i * 8 + lane % 8, p.m - 1) * p.x_row_bytes + (unit0 - block_unit0) * 256 +
-                lane / 8 * 16;
+    x_rows[i] = base + p.x_offset + min(i * 8 + lane % 8, p.m - 1) * p.x_row_bytes +
+                (unit0 - block_unit0) * 256 + lane / 8 * 16;
+  }
+
+  // ---- Their sums over each group, f32[unit][group][8 * kTokenTiles], by products with ones: the
+  // sums of tokens 2t, 2t + 1 land where the accumulators are. Short chains of products, which wait
+  // for each other. ----
+  float* group_sums = reinterpret_cast<float*>(shared + p.sums_offset) +
+                      (unit0 - block_unit0) * kGroups * kTokenTiles * 8;
+  if constexpr (kSums) {
+    const std::uint32_t one = std::is_same_v<T, half> ? 0x3c003c00u : 0x3f803f80u;
+    const std::uint32_t ones[4] = {one, one, one, one};
+    constexpr int kParts = kGroups > 4 ? kGroups : 4;
+#pragma unroll 2
+    for (int unit = 0; unit < units; ++unit) {
+#pragma unroll
+      for (int i = 0; i < kTokenTiles; ++i) {
+        float d[kParts][4] = {};
+#pragma unroll
+        for (int step = 0; step < 8; step += 2) {
+          std::uint32_t b[4];
+          ptx::LoadMatrix4(b, x_rows[i] + unit * 256 + step * 32);
+          ptx::Mma<T>(d[step * kParts / 8], ones, b[0], b[1]);
+          ptx::Mma<T>(d[(step + 1) * kParts / 8], ones, b[2], b[3]);
+        }
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) {
+          float2 sum = make_float2(0.0f, 0.0f);
+#pragma unroll
+          for (int part = 0; part < kParts / kGroups; ++part) {
+            sum.x += d[group * (kParts / kGroups) + part][0],
+                sum.y += d[group * (kParts / kGroups) + part][1];
+          }
+          if (g == 0) {
+            *reinterpret_cast<float2*>(
+                group_sums + ((unit * kGroups + group) * kTokenTiles + i) * 8 + 2 * t) = sum;
+          }
+        }
+      }
+    }
+    __syncwarp();
   }
 
   // ---- Pairs of tiles ----
   float* partials = reinterpret_cast<float*>(shared + p.partial_offset);
   float* exchange = reinterpret_cast<float*>(shared + p.exchange_offset);
-  const float zero_low = -(p.zero + Codes::kShift) * kDownLow, zero_high = -(p.zero + Codes::kShift) * kDownHigh;
+  const float zero_low = -(p.zero + Codes::kShift) * kDownLow,
+              zero_high = -(p.zero + Codes::kShift) * kDownHigh;
   int flushed = 0, buffer = 0;
   for (int tile = 0; tile < tiles; tile += 2) {
     const bool both = tile + 1 < tiles;
@@ -319,7 +366,8 @@ __global__ void __launch_bounds__(kStreamThreads, 1) StreamKernel(const __grid_c
               if constexpr (kOffsets) {
                 const float2 offset = Block::Pick(blocks[r].offsets, group, g);
                 if (p.offset == OffsetMode::kZeros) {
-                  low = -(offset.x + Codes::kShift) * kDownLow, high = -(offset.y + Codes::kShift) * kDownHigh;
+                  low = -(offset.x + Codes::kShift) * kDownLow,
+                  high = -(offset.y + Codes::kShift) * kDownHigh;
                 } else {
                   bias[r][0] = offset.x * kDownLow, bias[r][1] = offset.y * kDownHigh;
                 }
@@ -332,7 +380,8 @@ __global__ void __launch_bounds__(kStreamThreads, 1) StreamKernel(const __grid_c
             }
           }
 #pragma unroll
-          for (int i = 0; i < kGroupSteps; i += 2) {  // 32 columns an operand load; half of it for groups of 16
+          for (int i = 0; i < kGroupSteps;
+               i += 2) {  // 32 columns an operand load; half of it for groups of 16
             const int step = group * kGroupSteps + i;
             std::uint32_t b[kTokenTiles][4];
 #pragma unroll
@@ -347,7 +396,8 @@ __global__ void __launch_bounds__(kStreamThreads, 1) StreamKernel(const __grid_c
                 std::uint32_t a[4];
                 blocks[r].codes[at / 4].Fragment(at % 4, lane_table, a);
 #pragma unroll
-                for (int j = 0; j < kTokenTiles; ++j) ptx::Mma<T>(d[r][j], a, b[j][2 * which], b[j][2 * which + 1]);
+                for (int j = 0; j < kTokenTiles; ++j)
+                  ptx::Mma<T>(d[r][j], a, b[j][2 * which], b[j][2 * which + 1]);
               }
             }
           }
@@ -382,8 +432,8 @@ __global__ void __launch_bounds__(kStreamThreads, 1) StreamKernel(const __grid_c
     pair_blocks += 2 * tile_step;
 
     // ---- Partial sums of the pair: [tile][warp][token][row] ----
-    float* partial =
-        partials + buffer * p.buffer_floats + ((tile - flushed) * kStreamWarps + warp) * p.m * kPartialStride + g;
+    float* partial = partials + buffer * p.buffer_floats +
+                     ((tile - flushed) * kStreamWarps + warp) * p.m * kPartialStride + g;
     constexpr float kUpLow = 1 << Codes::kExponentLow, kUpHigh = 1 << Codes::kExponentHigh;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -404,8 +454,9 @@ __global__ void __launch_bounds__(kStreamThreads, 1) StreamKernel(const __grid_c
     }
     const int done = min(tile + 2, tiles);
     if (done - flushed == p.flush || done == tiles) {
-      FlushTiles<T>(p, partials + buffer * p.buffer_floats, exchange + buffer * p.flush * p.m * 16, rstd,
-                    first_tile + flushed, done - flushed, rank, cluster, flushed == 0, residual0, weight0);
+      FlushTiles<T>(p, partials + buffer * p.buffer_floats, exchange + buffer * p.flush * p.m * 16,
+                    rstd, first_tile + flushed, done - flushed, rank, cluster, flushed == 0,
+                    residual0, weight0);
       flushed = done;
       buffer ^= 1;
     }
@@ -424,8 +475,8 @@ struct StreamGeometry {
 template <typename T, CodeKind kKind, int kBits, int kGroup, bool kOffsets, int kTokenTiles>
 cudaError_t LaunchStream(const StreamGeometry& geometry, bool dependent, cudaStream_t stream) {
   const auto kernel = StreamKernel<T, kKind, kBits, kGroup, kOffsets, kTokenTiles>;
-  cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, geometry.shared_bytes);
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           geometry.shared_bytes);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2];
   int count = 0;
@@ -449,7 +500,8 @@ cudaError_t LaunchStream(const StreamGeometry& geometry, bool dependent, cudaStr
   return cudaLaunchKernelEx(&config, kernel, geometry.params);
 }
 
-// One file an encoding family defines these; null when it has no such group. `offsets`: tables of zeros or biases.
+// One file an encoding family defines these; null when it has no such group. `offsets`: tables of
+// zeros or biases.
 using StreamLauncher = cudaError_t (*)(const StreamGeometry&, bool dependent, cudaStream_t);
 StreamLauncher FindStreamInt4(DType dtype, int group, bool offsets, int token_tiles);
 StreamLauncher FindStreamInt8(DType dtype, int group, bool offsets, int token_tiles);

@@ -1,10 +1,11 @@
-// Times the quantized products beside cuBLAS fp16 in the same run, and the chain of a layer's four products.
+// Times the quantized products beside cuBLAS fp16 in the same run, and the chain of a layer's four
+// products.
 //
-//   kernel_bench products [--encodings int4,int8,...] [--m 1,2,...]   one CSV row a (shape, m, encoding)
-//   kernel_bench plans                                               every cut of the streamed product
-//   kernel_bench chain                                               Llama-3-8B, 32 layers, one graph
-//   kernel_bench attention | sampling
-//   kernel_bench once [--encodings int4] [--m 1]                     each product twice, for a profiler
+//   kernel_bench products [--encodings int4,int8,...] [--m 1,2,...]   one CSV row a (shape, m,
+//   encoding) kernel_bench plans                                               every cut of the
+//   streamed product kernel_bench chain                                               Llama-3-8B,
+//   32 layers, one graph kernel_bench attention | sampling kernel_bench once [--encodings int4]
+//   [--m 1]                     each product twice, for a profiler
 //
 // Weights are rotated over more memory than the L2 holds; inputs are random.
 #include <cublas_v2.h>
@@ -34,7 +35,9 @@ struct Shape {
   int n, k;
   bool glu;
 };
-constexpr Shape kLlama8B[] = {{"qkv", 6144, 4096, false}, {"o", 4096, 4096, false}, {"gate_up", 28672, 4096, true},
+constexpr Shape kLlama8B[] = {{"qkv", 6144, 4096, false},
+                              {"o", 4096, 4096, false},
+                              {"gate_up", 28672, 4096, true},
                               {"down", 4096, 14336, false}};
 
 struct Encoding {
@@ -54,7 +57,8 @@ constexpr Encoding kEncodings[] = {{"int4", CodeKind::kInteger, 4, 128, OffsetMo
                                    {"int2", CodeKind::kInteger, 2, 128, OffsetMode::kConstant},
                                    {"nf4", CodeKind::kCodebook, 4, 64, OffsetMode::kConstant}};
 
-// Random blocks: codes are random bytes, scales about +-0.07 / 2^bits, so that products stay of order one.
+// Random blocks: codes are random bytes, scales about +-0.07 / 2^bits, so that products stay of
+// order one.
 class Weights {
  public:
   Weights(const Shape& shape, const Encoding& e, int copies, std::mt19937& rng) {
@@ -76,12 +80,13 @@ class Weights {
     }
     const DeviceArray<std::uint8_t> d_codes(codes);
     const DeviceArray<float> d_scales(scales), d_offsets(offsets);
-    const RowSource source{d_codes.get(), row_bytes, d_scales.get(), d_offsets.get(), e.group, groups, 0, shape.glu};
+    const RowSource source{d_codes.get(), row_bytes, d_scales.get(), d_offsets.get(), e.group,
+                           groups,        0,         shape.glu};
     blocks_ = DeviceArray<std::uint8_t>(matrix_.shape.Bytes() * copies);
     NIBBLE_CUDA_OK(PackBlocks(matrix_.shape, source, blocks_.get(), nullptr));
     for (int i = 1; i < copies; ++i) {
-      NIBBLE_CUDA_OK(cudaMemcpy(blocks_.get() + i * matrix_.shape.Bytes(), blocks_.get(), matrix_.shape.Bytes(),
-                                cudaMemcpyDeviceToDevice));
+      NIBBLE_CUDA_OK(cudaMemcpy(blocks_.get() + i * matrix_.shape.Bytes(), blocks_.get(),
+                                matrix_.shape.Bytes(), cudaMemcpyDeviceToDevice));
     }
     NIBBLE_CUDA_OK(cudaDeviceSynchronize());
   }
@@ -98,16 +103,20 @@ class Weights {
 };
 
 // Microseconds a product of cuBLAS fp16.
-double TimeCublas(cublasHandle_t cublas, const Shape& shape, int m, const DeviceArray<std::uint16_t>& w, int copies,
-                  const DeviceArray<std::uint16_t>& x, const DeviceArray<std::uint16_t>& out, int launches) {
+double TimeCublas(cublasHandle_t cublas, const Shape& shape, int m,
+                  const DeviceArray<std::uint16_t>& w, int copies,
+                  const DeviceArray<std::uint16_t>& x, const DeviceArray<std::uint16_t>& out,
+                  int launches) {
   const float one = 1.0f, zero = 0.0f;
   return MedianReplay([&](cudaStream_t stream) {
            cublasSetStream(cublas, stream);
            for (int i = 0; i < launches; ++i) {
-             const std::uint16_t* weights = w.get() + static_cast<std::int64_t>(i % copies) * shape.n * shape.k;
-             if (cublasGemmEx(cublas, CUBLAS_OP_T, CUBLAS_OP_N, shape.n, m, shape.k, &one, weights, CUDA_R_16F,
-                              shape.k, x.get(), CUDA_R_16F, shape.k, &zero, out.get(), CUDA_R_16F, shape.n,
-                              CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS) {
+             const std::uint16_t* weights =
+                 w.get() + static_cast<std::int64_t>(i % copies) * shape.n * shape.k;
+             if (cublasGemmEx(cublas, CUBLAS_OP_T, CUBLAS_OP_N, shape.n, m, shape.k, &one, weights,
+                              CUDA_R_16F, shape.k, x.get(), CUDA_R_16F, shape.k, &zero, out.get(),
+                              CUDA_R_16F, shape.n, CUBLAS_COMPUTE_32F,
+                              CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS) {
                std::printf("cublasGemmEx failed\n");
                std::exit(1);
              }
@@ -116,7 +125,8 @@ double TimeCublas(cublasHandle_t cublas, const Shape& shape, int m, const Device
          launches;
 }
 
-ProductArgs Args(const Shape& shape, int m, const DeviceArray<std::uint16_t>& x, const DeviceArray<std::uint16_t>& out) {
+ProductArgs Args(const Shape& shape, int m, const DeviceArray<std::uint16_t>& x,
+                 const DeviceArray<std::uint16_t>& out) {
   ProductArgs args;
   args.x = x.get();
   args.ldx = shape.k;
@@ -146,7 +156,8 @@ void Products(const std::string& encodings, const std::vector<int>& tokens) {
   std::map<std::pair<std::string, int>, double> dense;
   std::printf("shape,n,k,encoding,m,us,cublas_fp16_us,speedup,weight_TBps\n");
   for (const Shape& shape : kLlama8B) {
-    const DeviceArray<std::uint16_t> x(RandomHalves(static_cast<std::int64_t>(max_m) * shape.k, DType::kF16, rng));
+    const DeviceArray<std::uint16_t> x(
+        RandomHalves(static_cast<std::int64_t>(max_m) * shape.k, DType::kF16, rng));
     const DeviceArray<std::uint16_t> out(static_cast<std::int64_t>(max_m) * shape.n);
     {
       const std::int64_t size = static_cast<std::int64_t>(shape.n) * shape.k;
@@ -156,10 +167,12 @@ void Products(const std::string& encodings, const std::vector<int>& tokens) {
       for (std::int64_t i = 1 << 20; i < size; ++i) one[i] = one[i - (1 << 20) + (i >> 20)];
       DeviceArray<std::uint16_t> w(size * copies);
       for (int i = 0; i < copies; ++i) {
-        NIBBLE_CUDA_OK(cudaMemcpy(w.get() + i * size, one.data(), size * 2, cudaMemcpyHostToDevice));
+        NIBBLE_CUDA_OK(
+            cudaMemcpy(w.get() + i * size, one.data(), size * 2, cudaMemcpyHostToDevice));
       }
       for (int m : tokens) {
-        dense[{shape.name, m}] = TimeCublas(cublas, shape, m, w, copies, x, out, std::max(copies, m > 256 ? 8 : 24));
+        dense[{shape.name, m}] =
+            TimeCublas(cublas, shape, m, w, copies, x, out, std::max(copies, m > 256 ? 8 : 24));
       }
     }
     for (const Encoding& e : kEncodings) {
@@ -181,8 +194,8 @@ void Products(const std::string& encodings, const std::vector<int>& tokens) {
                           }) /
                           launches;
         const double reference = dense[{shape.name, m}];
-        std::printf("%s,%d,%d,%s,%d,%.2f,%.2f,%.2f,%.2f\n", shape.name, shape.n, shape.k, e.name, m, us, reference,
-                    reference / us, w.bytes() / us * 1e-6);
+        std::printf("%s,%d,%d,%s,%d,%.2f,%.2f,%.2f,%.2f\n", shape.name, shape.n, shape.k, e.name, m,
+                    us, reference, reference / us, w.bytes() / us * 1e-6);
         std::fflush(stdout);
       }
     }
@@ -232,7 +245,8 @@ void Once(const std::string& encoding, const std::vector<int>& tokens) {
       if (encoding != e.name) continue;
       const Weights w(shape, e, 2, rng);
       for (int m : tokens) {
-        const DeviceArray<std::uint16_t> x(RandomHalves(static_cast<std::int64_t>(m) * shape.k, DType::kF16, rng));
+        const DeviceArray<std::uint16_t> x(
+            RandomHalves(static_cast<std::int64_t>(m) * shape.k, DType::kF16, rng));
         const DeviceArray<std::uint16_t> out(static_cast<std::int64_t>(m) * shape.n);
         ProductArgs args = Args(shape, m, x, out);
         args.dependent = false;
@@ -246,9 +260,9 @@ void Once(const std::string& encoding, const std::vector<int>& tokens) {
   }
 }
 
-// One decode step's products of Llama-3-8B: 32 layers of qkv, o, gate_up, down with norms, residual adds and
-// SiLU * mul, every layer its own weights. Checks that every replay gives the same bits, and that they are the
-// bits of launches one by one without dependent launch.
+// One decode step's products of Llama-3-8B: 32 layers of qkv, o, gate_up, down with norms, residual
+// adds and SiLU * mul, every layer its own weights. Checks that every replay gives the same bits,
+// and that they are the bits of launches one by one without dependent launch.
 void Chain(const std::string& encoding, const std::vector<int>& tokens) {
   constexpr int kLayers = 32, kHidden = 4096, kFfn = 14336, kQkv = 6144;
   std::mt19937 rng(1);
@@ -276,9 +290,12 @@ void Chain(const std::string& encoding, const std::vector<int>& tokens) {
     DeviceArray<float> residual(m * kHidden), sums(m * kHidden / 16);
     DeviceArray<std::uint16_t> normed(m * kHidden), qkv(m * kQkv), glu(m * kFfn);
     const auto enqueue = [&](cudaStream_t stream, bool dependent) {
-      cudaMemcpyAsync(residual.get(), d_start.get(), start.size() * 4, cudaMemcpyDeviceToDevice, stream);
-      cudaMemcpyAsync(sums.get(), d_start_squares.get(), squares.size() * 4, cudaMemcpyDeviceToDevice, stream);
-      cudaMemcpyAsync(normed.get(), d_start_normed.get(), start.size() * 2, cudaMemcpyDeviceToDevice, stream);
+      cudaMemcpyAsync(residual.get(), d_start.get(), start.size() * 4, cudaMemcpyDeviceToDevice,
+                      stream);
+      cudaMemcpyAsync(sums.get(), d_start_squares.get(), squares.size() * 4,
+                      cudaMemcpyDeviceToDevice, stream);
+      cudaMemcpyAsync(normed.get(), d_start_normed.get(), start.size() * 2,
+                      cudaMemcpyDeviceToDevice, stream);
       for (int layer = 0; layer < kLayers; ++layer) {
         ProductArgs args;
         args.m = m;
@@ -332,7 +349,8 @@ void Chain(const std::string& encoding, const std::vector<int>& tokens) {
     int wrong = 0, not_finite = 0;
     for (float v : expected) not_finite += !std::isfinite(v);
     const double us = MedianReplay([&](cudaStream_t stream) { enqueue(stream, true); }, 25);
-    for (int i = 0; i < 40; ++i) {  // replays compared bit by bit; launched, not captured, every other time
+    for (int i = 0; i < 40;
+         ++i) {  // replays compared bit by bit; launched, not captured, every other time
       if (i % 2 == 0) {
         MedianReplay([&](cudaStream_t stream) { enqueue(stream, true); }, 3);
       } else {
@@ -342,9 +360,9 @@ void Chain(const std::string& encoding, const std::vector<int>& tokens) {
       const std::vector<float> again = residual.Host();
       wrong += std::memcmp(again.data(), expected.data(), again.size() * 4) != 0;
     }
-    std::printf("chain,%s,%d,%.2f,%.2f,%s (%d of 40 differ, %d not finite)\n", e->name, m, us / kLayers,
-                layer_bytes / (us / kLayers) * 1e-6, wrong == 0 && not_finite == 0 ? "equal" : "WRONG", wrong,
-                not_finite);
+    std::printf("chain,%s,%d,%.2f,%.2f,%s (%d of 40 differ, %d not finite)\n", e->name, m,
+                us / kLayers, layer_bytes / (us / kLayers) * 1e-6,
+                wrong == 0 && not_finite == 0 ? "equal" : "WRONG", wrong, not_finite);
     std::fflush(stdout);
   }
 }
@@ -357,20 +375,25 @@ void Attention() {
     const int ld_pages = (context + 63) / 64;
     // Decode rotates over enough layers that the L2 does not hold the cache.
     const KvLayout one{1, sequences * ld_pages, kKvHeads, kDim, 64, DType::kF16};
-    const int layers = decode ? static_cast<int>(std::min<std::int64_t>(16, kRotation / one.TotalBytes() + 1)) : 2;
+    const int layers =
+        decode ? static_cast<int>(std::min<std::int64_t>(16, kRotation / one.TotalBytes() + 1)) : 2;
     std::vector<std::int32_t> pages(one.num_pages);
     for (int i = 0; i < one.num_pages; ++i) pages[i] = i;
     std::shuffle(pages.begin(), pages.end(), rng);
     const std::vector<std::uint16_t> cache = RandomHalves(one.LayerStride(), DType::kF16, rng);
     DeviceArray<std::uint16_t> d_cache(one.LayerStride() * layers);
     for (int i = 0; i < layers; ++i) {
-      NIBBLE_CUDA_OK(cudaMemcpy(d_cache.get() + i * one.LayerStride(), cache.data(), cache.size() * 2, cudaMemcpyHostToDevice));
+      NIBBLE_CUDA_OK(cudaMemcpy(d_cache.get() + i * one.LayerStride(), cache.data(),
+                                cache.size() * 2, cudaMemcpyHostToDevice));
     }
     std::vector<std::int32_t> offsets(sequences + 1);
     for (int i = 0; i <= sequences; ++i) offsets[i] = i * queries;
-    const DeviceArray<std::int32_t> d_pages(pages), d_offsets(offsets), d_contexts(std::vector<std::int32_t>(sequences, context));
-    const DeviceArray<std::uint16_t> q(RandomHalves(static_cast<std::int64_t>(sequences) * queries * kWidth, DType::kF16, rng));
-    const DeviceArray<std::uint16_t> out(static_cast<std::int64_t>(sequences) * queries * kHeads * kDim);
+    const DeviceArray<std::int32_t> d_pages(pages), d_offsets(offsets),
+        d_contexts(std::vector<std::int32_t>(sequences, context));
+    const DeviceArray<std::uint16_t> q(
+        RandomHalves(static_cast<std::int64_t>(sequences) * queries * kWidth, DType::kF16, rng));
+    const DeviceArray<std::uint16_t> out(static_cast<std::int64_t>(sequences) * queries * kHeads *
+                                         kDim);
     AttentionArgs args;
     args.q = q.get();
     args.ld_q = kWidth;
@@ -391,14 +414,16 @@ void Attention() {
     const double us = MedianReplay([&](cudaStream_t stream) {
                         for (int i = 0; i < launches; ++i) {
                           args.layer_cache = d_cache.get() + i % layers * one.LayerStride();
-                          NIBBLE_CUDA_OK(decode ? DecodeAttention(args, {stream, i > 0}) : PrefillAttention(args, {stream, i > 0}));
+                          NIBBLE_CUDA_OK(decode ? DecodeAttention(args, {stream, i > 0})
+                                                : PrefillAttention(args, {stream, i > 0}));
                         }
                       }) /
                       launches;
     const double bytes = double(sequences) * context * kKvHeads * kDim * 4;
-    const double flops = 4.0 * sequences * kHeads * kDim * (double(queries) * context - double(queries) * (queries - 1) / 2);
-    std::printf("%s,%d,%d,%d,%d,%.2f,%.2f,%.1f\n", decode ? "decode" : "prefill", sequences, queries, context, split, us,
-                bytes / us * 1e-6, flops / us * 1e-6);
+    const double flops = 4.0 * sequences * kHeads * kDim *
+                         (double(queries) * context - double(queries) * (queries - 1) / 2);
+    std::printf("%s,%d,%d,%d,%d,%.2f,%.2f,%.1f\n", decode ? "decode" : "prefill", sequences,
+                queries, context, split, us, bytes / us * 1e-6, flops / us * 1e-6);
     std::fflush(stdout);
   };
   std::printf("phase,sequences,queries,context,split_tokens,us,kv_TBps,TFLOPs\n");
@@ -430,7 +455,8 @@ void Sampling() {
       p.seed = rng();
     }
     const DeviceArray<SamplingParams> d_params(params);
-    const DeviceArray<std::uint16_t> history(std::vector<std::uint16_t>(std::size_t{kVocab} * kRows, 0));
+    const DeviceArray<std::uint16_t> history(
+        std::vector<std::uint16_t>(std::size_t{kVocab} * kRows, 0));
     const DeviceArray<std::int32_t> last(kRows);
     const DeviceArray<SampledToken> results(kRows);
     for (int count : {1, kRows}) {
@@ -438,11 +464,14 @@ void Sampling() {
       for (int i = 0; i < count; ++i) rows[i].slot = i;
       const DeviceArray<SampleRow> d_rows(rows);
       const double us = MedianReplay([&](cudaStream_t stream) {
-        for (int i = 0; i < 8; ++i) {
-          NIBBLE_CUDA_OK(Sample({d_logits.get(), kVocab, kVocab, count, d_rows.get(), d_params.get(), nullptr,
-                                 history.get(), last.get(), results.get()}, {stream, i > 0}));
-        }
-      }) / 8;
+                          for (int i = 0; i < 8; ++i) {
+                            NIBBLE_CUDA_OK(Sample(
+                                {d_logits.get(), kVocab, kVocab, count, d_rows.get(),
+                                 d_params.get(), nullptr, history.get(), last.get(), results.get()},
+                                {stream, i > 0}));
+                          }
+                        }) /
+                        8;
       std::printf("%s,%d,%.2f\n", name, count, us);
     }
   }
@@ -460,20 +489,29 @@ int main(int argc, char** argv) {
   }
   const auto tokens = [&](const char* otherwise) {
     std::vector<int> values;
-    for (const std::string& part : Split(m.empty() ? otherwise : m)) values.push_back(std::stoi(part));
+    for (const std::string& part : Split(m.empty() ? otherwise : m))
+      values.push_back(std::stoi(part));
     return values;
   };
   cudaDeviceProp properties;
   NIBBLE_CUDA_OK(cudaGetDeviceProperties(&properties, 0));
   std::printf("# %s, %d SMs\n", properties.name, properties.multiProcessorCount);
-  if (mode == "products") Products(encodings, tokens("1,2,4,8,16,32,64,128,256,512,1024,4096"));
-  else if (mode == "plans") Plans(tokens("1,4,8,16"));
-  else if (mode == "chain") Chain(encodings, tokens("1,2,4,8,16"));
-  else if (mode == "attention") Attention();
-  else if (mode == "sampling") Sampling();
-  else if (mode == "once") Once(encodings, tokens("1"));
+  if (mode == "products")
+    Products(encodings, tokens("1,2,4,8,16,32,64,128,256,512,1024,4096"));
+  else if (mode == "plans")
+    Plans(tokens("1,4,8,16"));
+  else if (mode == "chain")
+    Chain(encodings, tokens("1,2,4,8,16"));
+  else if (mode == "attention")
+    Attention();
+  else if (mode == "sampling")
+    Sampling();
+  else if (mode == "once")
+    Once(encodings, tokens("1"));
   else {
-    std::printf("usage: kernel_bench products|plans|chain|attention|sampling|once [--encodings a,b] [--m 1,2]\n");
+    std::printf(
+        "usage: kernel_bench products|plans|chain|attention|sampling|once [--encodings a,b] [--m "
+        "1,2]\n");
     return 64;
   }
   return 0;

@@ -1,4 +1,5 @@
-// What the CUDA kernel tests share: device arrays, random inputs, comparison, counting. One line a case.
+// What the CUDA kernel tests share: device arrays, random inputs, comparison, counting. One line a
+// case.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -16,13 +17,13 @@
 
 namespace nibble::cuda::test {
 
-#define NIBBLE_CUDA_OK(expression)                                                                   \
-  do {                                                                                               \
-    const cudaError_t error_ = (expression);                                                         \
-    if (error_ != cudaSuccess) {                                                                     \
-      std::printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #expression, cudaGetErrorString(error_));   \
-      std::exit(1);                                                                                  \
-    }                                                                                                \
+#define NIBBLE_CUDA_OK(expression)                                                                 \
+  do {                                                                                             \
+    const cudaError_t error_ = (expression);                                                       \
+    if (error_ != cudaSuccess) {                                                                   \
+      std::printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #expression, cudaGetErrorString(error_)); \
+      std::exit(1);                                                                                \
+    }                                                                                              \
   } while (0)
 
 // Owned device array. Fresh memory is poisoned with NaN patterns (0xff).
@@ -37,7 +38,9 @@ class DeviceArray {
   explicit DeviceArray(const std::vector<T>& host) : DeviceArray(host.size()) {
     NIBBLE_CUDA_OK(cudaMemcpy(data_, host.data(), size_ * sizeof(T), cudaMemcpyHostToDevice));
   }
-  DeviceArray(DeviceArray&& other) noexcept : data_(other.data_), size_(other.size_) { other.data_ = nullptr; }
+  DeviceArray(DeviceArray&& other) noexcept : data_(other.data_), size_(other.size_) {
+    other.data_ = nullptr;
+  }
   DeviceArray& operator=(DeviceArray&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
@@ -70,7 +73,8 @@ inline std::vector<float> DecodeAll(const std::vector<std::uint16_t>& bits, DTyp
   return values;
 }
 // Normal values rounded to the type, as its bits.
-inline std::vector<std::uint16_t> RandomHalves(std::size_t size, DType dtype, std::mt19937& rng, float sigma = 1.0f) {
+inline std::vector<std::uint16_t> RandomHalves(std::size_t size, DType dtype, std::mt19937& rng,
+                                               float sigma = 1.0f) {
   std::normal_distribution<float> normal(0.0f, sigma);
   std::vector<std::uint16_t> bits(size);
   for (auto& b : bits) b = Encode(normal(rng), dtype);
@@ -100,7 +104,8 @@ struct Counter {
   int run = 0, failed = 0;
 
   // ||out - expected|| / ||expected|| <= limit, and every element finite.
-  void Near(const std::string& name, const std::vector<float>& out, const std::vector<float>& expected, double limit) {
+  void Near(const std::string& name, const std::vector<float>& out,
+            const std::vector<float>& expected, double limit) {
     double difference = 0, norm = 0;
     std::int64_t bad = -1;
     for (std::size_t i = 0; i < expected.size(); ++i) {
@@ -110,10 +115,13 @@ struct Counter {
     }
     const double error = norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference);
     const bool ok = out.size() == expected.size() && bad < 0 && error <= limit;
-    Report(name, ok, "error " + std::to_string(error) + " limit " + std::to_string(limit) +
-                         (bad >= 0 ? " not finite at " + std::to_string(bad) : ""));
+    Report(name, ok,
+           "error " + std::to_string(error) + " limit " + std::to_string(limit) +
+               (bad >= 0 ? " not finite at " + std::to_string(bad) : ""));
   }
-  void True(const std::string& name, bool ok, const std::string& detail = "") { Report(name, ok, detail); }
+  void True(const std::string& name, bool ok, const std::string& detail = "") {
+    Report(name, ok, detail);
+  }
 
  private:
   void Report(const std::string& name, bool ok, const std::string& detail) {

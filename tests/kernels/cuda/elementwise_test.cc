@@ -7,7 +7,8 @@ namespace {
 
 constexpr float kEps = 1e-5f;
 
-void TestNorms(Counter& counter, DType dtype, const std::string& suffix, double limit, std::mt19937& rng) {
+void TestNorms(Counter& counter, DType dtype, const std::string& suffix, double limit,
+               std::mt19937& rng) {
   for (int dim : {64, 576, 4096, 4100}) {
     const int tokens = 5;
     const std::string name = suffix + " dim=" + std::to_string(dim);
@@ -25,7 +26,8 @@ void TestNorms(Counter& counter, DType dtype, const std::string& suffix, double 
         double squares = 0;
         for (int i = 0; i < dim; ++i) squares += double{in[t * dim + i]} * in[t * dim + i];
         for (int i = 0; i < dim; ++i) {
-          expected[t * dim + i] = static_cast<float>(in[t * dim + i] / std::sqrt(squares / dim + kEps) * weight[i]);
+          expected[t * dim + i] =
+              static_cast<float>(in[t * dim + i] / std::sqrt(squares / dim + kEps) * weight[i]);
         }
       }
       return expected;
@@ -33,11 +35,13 @@ void TestNorms(Counter& counter, DType dtype, const std::string& suffix, double 
     NIBBLE_CUDA_OK(RmsNorm(dtype, out.get(), d_x.get(), d_weight.get(), tokens, dim, kEps, {}));
     counter.Near("rms norm" + name, DecodeAll(out.Host(), dtype), norm(xf), limit);
     for (int i = 0; i < tokens * dim; ++i) residual[i] += xf[i];
-    NIBBLE_CUDA_OK(AddRmsNorm(dtype, d_residual.get(), d_x.get(), d_weight.get(), out.get(), tokens, dim, kEps, {}));
+    NIBBLE_CUDA_OK(AddRmsNorm(dtype, d_residual.get(), d_x.get(), d_weight.get(), out.get(), tokens,
+                              dim, kEps, {}));
     counter.Near("add + rms norm" + name, DecodeAll(out.Host(), dtype), norm(residual), limit);
     counter.Near("add + rms norm, residual" + name, d_residual.Host(), residual, 1e-6);
     DeviceArray<float> sums(tokens * ((dim + 15) / 16));
-    NIBBLE_CUDA_OK(PrepareNorm(dtype, d_residual.get(), {d_weight.get(), out.get(), sums.get()}, tokens, dim, {}));
+    NIBBLE_CUDA_OK(PrepareNorm(dtype, d_residual.get(), {d_weight.get(), out.get(), sums.get()},
+                               tokens, dim, {}));
     std::vector<float> expected(tokens * dim), expected_sums(sums.size(), 0.0f);
     for (int i = 0; i < tokens * dim; ++i) {
       expected[i] = residual[i] * weight[i % dim];
@@ -51,7 +55,8 @@ void TestNorms(Counter& counter, DType dtype, const std::string& suffix, double 
   }
 }
 
-void TestPointwise(Counter& counter, DType dtype, const std::string& suffix, double limit, std::mt19937& rng) {
+void TestPointwise(Counter& counter, DType dtype, const std::string& suffix, double limit,
+                   std::mt19937& rng) {
   const int tokens = 3, dim = 1040;
   const std::vector<std::uint16_t> in = RandomHalves(tokens * 2 * dim, dtype, rng, 2.0f);
   const std::vector<float> inf = DecodeAll(in, dtype);
@@ -62,24 +67,27 @@ void TestPointwise(Counter& counter, DType dtype, const std::string& suffix, dou
       for (int i = 0; i < tokens * dim; ++i) {
         const int c = i % dim, at = i / dim * 2 * dim + (alternate ? c / 16 * 32 + c % 16 : c);
         const float v = inf[at], up = inf[at + (alternate ? 16 : dim)];
-        expected[i] = up * (gate == Gate::kSilu
-                                ? v / (1 + std::exp(-v))
-                                : 0.5f * v * (1 + std::tanh(0.7978845608f * (v + 0.044715f * v * v * v))));
+        expected[i] =
+            up * (gate == Gate::kSilu
+                      ? v / (1 + std::exp(-v))
+                      : 0.5f * v * (1 + std::tanh(0.7978845608f * (v + 0.044715f * v * v * v))));
       }
       DeviceArray<std::uint16_t> out(tokens * dim);
       NIBBLE_CUDA_OK(Glu(dtype, out.get(), d_in.get(), tokens, dim, gate, alternate, {}));
-      counter.Near(std::string(gate == Gate::kSilu ? "silu gate" : "gelu gate") + (alternate ? " alternate" : "") + suffix,
+      counter.Near(std::string(gate == Gate::kSilu ? "silu gate" : "gelu gate") +
+                       (alternate ? " alternate" : "") + suffix,
                    DecodeAll(out.Host(), dtype), expected, limit);
     }
   }
-  const std::vector<std::int32_t> tokens_in = {3, -1, 0, 6}, slots = {0, 1, 2, 3}, last = {9, 5, 9, 9};
+  const std::vector<std::int32_t> tokens_in = {3, -1, 0, 6}, slots = {0, 1, 2, 3},
+                                  last = {9, 5, 9, 9};
   const DeviceArray<std::int32_t> d_tokens(tokens_in), d_slots(slots), d_last(last);
   const int width = 288, vocab = 7;
   const std::vector<std::uint16_t> table = RandomHalves(vocab * width, dtype, rng);
   const DeviceArray<std::uint16_t> d_table(table);
   DeviceArray<float> embedded(4 * width);
-  NIBBLE_CUDA_OK(Embed(dtype, embedded.get(), d_table.get(), d_tokens.get(), d_last.get(), d_slots.get(), 4, width, vocab,
-                       2.0f, {}));
+  NIBBLE_CUDA_OK(Embed(dtype, embedded.get(), d_table.get(), d_tokens.get(), d_last.get(),
+                       d_slots.get(), 4, width, vocab, 2.0f, {}));
   std::vector<float> expected(4 * width);
   for (int i = 0; i < 4 * width; ++i) {
     const int token = i / width == 1 ? 5 : tokens_in[i / width];
@@ -91,7 +99,8 @@ void TestPointwise(Counter& counter, DType dtype, const std::string& suffix, dou
   DeviceArray<std::uint16_t> gathered(3 * width);
   NIBBLE_CUDA_OK(GatherRows(gathered.get(), d_table.get(), d_rows.get(), 3, width * 2, {}));
   std::vector<float> expected_rows(3 * width);
-  for (int i = 0; i < 3 * width; ++i) expected_rows[i] = Decode(table[rows[i / width] * width + i % width], dtype);
+  for (int i = 0; i < 3 * width; ++i)
+    expected_rows[i] = Decode(table[rows[i / width] * width + i % width], dtype);
   counter.Near("gather rows" + suffix, DecodeAll(gathered.Host(), dtype), expected_rows, 0);
   const std::vector<float> bias = RandomFloats(width, rng);
   const DeviceArray<float> d_bias(bias);
@@ -105,21 +114,26 @@ void TestPointwise(Counter& counter, DType dtype, const std::string& suffix, dou
   counter.Near("softcap" + suffix, d_logits.Host(), logits, 1e-6);
 }
 
-void TestRope(Counter& counter, DType dtype, const std::string& suffix, double limit, std::mt19937& rng) {
+void TestRope(Counter& counter, DType dtype, const std::string& suffix, double limit,
+              std::mt19937& rng) {
   struct Case {
     int heads, kv_heads, head_dim, rope_dim;
     bool norm;
   };
-  for (const Case& c : {Case{8, 2, 128, 128, false}, Case{9, 3, 64, 64, false}, Case{4, 4, 80, 32, false},
-                        Case{4, 2, 128, 128, true}, Case{2, 1, 256, 128, true}, Case{4, 2, 64, 0, false}}) {
+  for (const Case& c :
+       {Case{8, 2, 128, 128, false}, Case{9, 3, 64, 64, false}, Case{4, 4, 80, 32, false},
+        Case{4, 2, 128, 128, true}, Case{2, 1, 256, 128, true}, Case{4, 2, 64, 0, false}}) {
     const int tokens = 7, heads = c.heads + 2 * c.kv_heads, width = heads * c.head_dim;
     KvLayout kv{1, 5, c.kv_heads, c.head_dim, 64, dtype};
     const std::vector<std::uint16_t> qkv = RandomHalves(tokens * width, dtype, rng);
     std::vector<float> values = DecodeAll(qkv, dtype);
-    const std::vector<std::int32_t> positions = {0, 1, 63, 64, 1000, 131071, 5}, slots = {0, 65, 130, 319, 256, 17, -1};
+    const std::vector<std::int32_t> positions = {0, 1, 63, 64, 1000, 131071, 5},
+                                    slots = {0, 65, 130, 319, 256, 17, -1};
     std::vector<float> inv_freq(std::max(c.rope_dim / 2, 1));
-    for (std::size_t j = 0; j < inv_freq.size(); ++j) inv_freq[j] = std::pow(1e4f, -2.0f * j / std::max(c.rope_dim, 1));
-    const std::vector<float> q_norm = RandomFloats(c.head_dim, rng), k_norm = RandomFloats(c.head_dim, rng);
+    for (std::size_t j = 0; j < inv_freq.size(); ++j)
+      inv_freq[j] = std::pow(1e4f, -2.0f * j / std::max(c.rope_dim, 1));
+    const std::vector<float> q_norm = RandomFloats(c.head_dim, rng),
+                             k_norm = RandomFloats(c.head_dim, rng);
     std::vector<float> cache(kv.LayerStride(), 0.0f);
     for (int t = 0; t < tokens; ++t) {
       for (int h = 0; h < heads; ++h) {
@@ -129,7 +143,8 @@ void TestRope(Counter& counter, DType dtype, const std::string& suffix, double l
           double squares = 0;
           for (int i = 0; i < c.head_dim; ++i) squares += double{v[i]} * v[i];
           for (int i = 0; i < c.head_dim; ++i) {
-            v[i] *= static_cast<float>(1 / std::sqrt(squares / c.head_dim + kEps)) * (is_q ? q_norm : k_norm)[i];
+            v[i] *= static_cast<float>(1 / std::sqrt(squares / c.head_dim + kEps)) *
+                    (is_q ? q_norm : k_norm)[i];
           }
         }
         for (int j = 0; j < c.rope_dim / 2 && !is_v; ++j) {
@@ -140,8 +155,10 @@ void TestRope(Counter& counter, DType dtype, const std::string& suffix, double l
           v[j + c.rope_dim / 2] = second * cosine + first * sine;
         }
         if (!is_q && slots[t] >= 0) {
-          float* to = cache.data() + slots[t] / 64 * kv.PageStride() + (is_v ? kv.ValueOffset() : 0) +
-                      (is_v ? h - c.heads - c.kv_heads : h - c.heads) * kv.HeadStride() + slots[t] % 64 * c.head_dim;
+          float* to = cache.data() + slots[t] / 64 * kv.PageStride() +
+                      (is_v ? kv.ValueOffset() : 0) +
+                      (is_v ? h - c.heads - c.kv_heads : h - c.heads) * kv.HeadStride() +
+                      slots[t] % 64 * c.head_dim;
           std::copy(v, v + c.head_dim, to);
         }
       }
@@ -153,7 +170,8 @@ void TestRope(Counter& counter, DType dtype, const std::string& suffix, double l
     args.dtype = dtype;
     args.qkv = d_qkv.get();
     args.ld_qkv = width;
-    args.tokens = tokens, args.heads = c.heads, args.kv_heads = c.kv_heads, args.head_dim = c.head_dim;
+    args.tokens = tokens, args.heads = c.heads, args.kv_heads = c.kv_heads,
+    args.head_dim = c.head_dim;
     args.rope_dim = c.rope_dim;
     args.inv_freq = d_freq.get();
     args.attention_factor = 1.5f;
@@ -165,7 +183,8 @@ void TestRope(Counter& counter, DType dtype, const std::string& suffix, double l
     args.layer_cache = d_cache.get();
     NIBBLE_CUDA_OK(RopeAppend(args, {}));
     NIBBLE_CUDA_OK(cudaDeviceSynchronize());
-    const std::string name = suffix + " heads=" + std::to_string(c.heads) + " dim=" + std::to_string(c.head_dim) +
+    const std::string name = suffix + " heads=" + std::to_string(c.heads) +
+                             " dim=" + std::to_string(c.head_dim) +
                              " rope=" + std::to_string(c.rope_dim) + (c.norm ? " norm" : "");
     std::vector<float> q, expected_q;
     const std::vector<float> out = DecodeAll(d_qkv.Host(), dtype);

@@ -1,5 +1,5 @@
-// Compares every CUDA kernel with a plain host reference, on the device. Prints one line a case and a count;
-// exits 0 when all pass, 77 when there is no device that can run them.
+// Compares every CUDA kernel with a plain host reference, on the device. Prints one line a case and
+// a count; exits 0 when all pass, 77 when there is no device that can run them.
 //
 //   cuda_tests [products|elementwise|attention|sampling ...]
 #include <cstring>
@@ -16,14 +16,17 @@ int main(int argc, char** argv) {
   }
   NIBBLE_CUDA_OK(cudaGetDeviceProperties(&properties, 0));
   if (properties.major < 9) {
-    std::printf("skipped: %s has compute capability %d.%d, these kernels need 9.0\n", properties.name,
-                properties.major, properties.minor);
+    std::printf("skipped: %s has compute capability %d.%d, these kernels need 9.0\n",
+                properties.name, properties.major, properties.minor);
     return 77;
   }
   const struct {
     const char* name;
     void (*run)(Counter&);
-  } kSuites[] = {{"elementwise", TestElementwise}, {"attention", TestAttention}, {"sampling", TestSampling}, {"products", TestProducts}};
+  } kSuites[] = {{"elementwise", TestElementwise},
+                 {"attention", TestAttention},
+                 {"sampling", TestSampling},
+                 {"products", TestProducts}};
   Counter counter;
   for (const auto& suite : kSuites) {
     bool wanted = argc == 1;

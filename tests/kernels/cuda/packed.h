@@ -12,7 +12,8 @@ struct TestMatrix {
   std::vector<float> values;  // f32[n, k] in source row order
 };
 
-inline TestMatrix RandomMatrix(PackedShape shape, int file_group, bool alternate, std::mt19937& rng) {
+inline TestMatrix RandomMatrix(PackedShape shape, int file_group, bool alternate,
+                               std::mt19937& rng) {
   TestMatrix matrix;
   const std::int64_t row_bytes = (shape.k * shape.bits + 7) / 8;
   const std::int64_t groups = (shape.k + file_group - 1) / file_group;
@@ -25,8 +26,9 @@ inline TestMatrix RandomMatrix(PackedShape shape, int file_group, bool alternate
   for (auto& s : scales) s = F16ToF32(F32ToF16(uniform(rng))) * 0x1p-9f;
   if (shape.offset != OffsetMode::kConstant) offsets.resize(scales.size());
   for (auto& z : offsets) {
-    z = shape.offset == OffsetMode::kZeros ? static_cast<float>(rng() % levels)
-                                           : F16ToF32(F32ToF16(-uniform(rng) * levels / 2)) * 0x1p-9f;
+    z = shape.offset == OffsetMode::kZeros
+            ? static_cast<float>(rng() % levels)
+            : F16ToF32(F32ToF16(-uniform(rng) * levels / 2)) * 0x1p-9f;
   }
   matrix.packed.shape = shape;
   matrix.packed.zero = levels / 2;
@@ -34,8 +36,9 @@ inline TestMatrix RandomMatrix(PackedShape shape, int file_group, bool alternate
   if (shape.kind == CodeKind::kCodebook) {
     for (auto& entry : matrix.packed.table) entry = Bf16ToF32(F32ToBf16(uniform(rng) - 1.0f));
   }
-  RowSource source{codes.data(), row_bytes, scales.data(), offsets.empty() ? nullptr : offsets.data(),
-                   file_group, groups, exponent, alternate};
+  RowSource source{
+      codes.data(), row_bytes, scales.data(), offsets.empty() ? nullptr : offsets.data(),
+      file_group,   groups,    exponent,      alternate};
   matrix.values.resize(shape.n * shape.k);
   ParallelFor(shape.n, [&](std::int64_t n) {
     for (std::int64_t k = 0; k < shape.k; ++k) {

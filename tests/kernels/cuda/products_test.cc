@@ -35,13 +35,13 @@ constexpr Encoding kEncodings[] = {
 };
 
 std::string Name(const Encoding& e, DType dtype, std::int64_t n, std::int64_t k, int m) {
-  return std::string(e.name) + (dtype == DType::kF16 ? " f16" : " bf16") + " n=" + std::to_string(n) +
-         " k=" + std::to_string(k) + " m=" + std::to_string(m);
+  return std::string(e.name) + (dtype == DType::kF16 ? " f16" : " bf16") +
+         " n=" + std::to_string(n) + " k=" + std::to_string(k) + " m=" + std::to_string(m);
 }
 
 // x * w^T in f64.
-std::vector<float> Reference(const std::vector<float>& x, const std::vector<float>& w, int m, std::int64_t n,
-                             std::int64_t k) {
+std::vector<float> Reference(const std::vector<float>& x, const std::vector<float>& w, int m,
+                             std::int64_t n, std::int64_t k) {
   std::vector<float> out(m * n);
   ParallelFor(n, [&](std::int64_t row) {
     for (int token = 0; token < m; ++token) {
@@ -58,7 +58,9 @@ void TestEncoding(Counter& counter, const Encoding& e, std::mt19937& rng) {
     int n, k;
     std::vector<int> tokens;
   };
-  const Size sizes[] = {{40, 136, {1, 9}}, {576, 1536, {1, 3, 8, 17}}, {1040, 4096, {1, 2, 7, 16, 32, 33}},
+  const Size sizes[] = {{40, 136, {1, 9}},
+                        {576, 1536, {1, 3, 8, 17}},
+                        {1040, 4096, {1, 2, 7, 16, 32, 33}},
                         {272, 14336, {1, 8, 16, 31}}};
   for (const Size& size : sizes) {
     const PackedShape shape{size.n, size.k, e.kind, e.bits, e.group, e.offset};
@@ -66,8 +68,8 @@ void TestEncoding(Counter& counter, const Encoding& e, std::mt19937& rng) {
     // Unpacking proves the packing; dense values are rounded to f16.
     DeviceArray<std::uint16_t> dense(shape.n * shape.k);
     NIBBLE_CUDA_OK(DequantizePacked(w.packed, DType::kF16, dense.get(), nullptr));
-    counter.Near(std::string("unpack ") + Name(e, DType::kF16, size.n, size.k, 0), DecodeAll(dense.Host(), DType::kF16),
-                 w.values, 3e-4);
+    counter.Near(std::string("unpack ") + Name(e, DType::kF16, size.n, size.k, 0),
+                 DecodeAll(dense.Host(), DType::kF16), w.values, 3e-4);
     for (DType dtype : {DType::kF16, DType::kBF16}) {
       for (int m : size.tokens) {
         const std::vector<std::uint16_t> x = RandomHalves(m * size.k, dtype, rng);
@@ -99,7 +101,8 @@ void TestPlans(Counter& counter, std::mt19937& rng) {
   for (int m : {1, 8, 13, 27}) {
     const std::vector<std::uint16_t> x = RandomHalves(m * shape.k, DType::kF16, rng);
     const DeviceArray<std::uint16_t> d_x(x);
-    const std::vector<float> expected = Reference(DecodeAll(x, DType::kF16), w.values, m, shape.n, shape.k);
+    const std::vector<float> expected =
+        Reference(DecodeAll(x, DType::kF16), w.values, m, shape.n, shape.k);
     {
       for (int cluster : {1, 2, 4, 8}) {
         DeviceArray<float> out(m * shape.n);
@@ -114,8 +117,7 @@ void TestPlans(Counter& counter, std::mt19937& rng) {
         args.dependent = false;
         NIBBLE_CUDA_OK(StreamProduct(args, nullptr, {cluster}));
         NIBBLE_CUDA_OK(cudaDeviceSynchronize());
-        counter.Near("plan m=" + std::to_string(m) +
-                         " cluster=" + std::to_string(cluster),
+        counter.Near("plan m=" + std::to_string(m) + " cluster=" + std::to_string(cluster),
                      out.Host(), expected, 5e-5);
       }
     }
@@ -131,7 +133,8 @@ void TestEpilogues(Counter& counter, std::mt19937& rng) {
   for (DType dtype : {DType::kF16, DType::kBF16}) {
     const double limit = dtype == DType::kF16 ? 6e-4 : 5e-3;
     for (int m : {1, 5, 8, 20, 32, 65, 200}) {
-      const std::string suffix = std::string(dtype == DType::kF16 ? " f16" : " bf16") + " m=" + std::to_string(m);
+      const std::string suffix =
+          std::string(dtype == DType::kF16 ? " f16" : " bf16") + " m=" + std::to_string(m);
       const auto run = [&](const ProductArgs& a) { return Product(a, scratch, nullptr); };
       const int k = 1024, n = 4160;
       const PackedShape shape{n, k, CodeKind::kInteger, 4, 128, OffsetMode::kConstant};
@@ -181,10 +184,12 @@ void TestEpilogues(Counter& counter, std::mt19937& rng) {
           std::vector<float> expected(m * n / 2);
           for (int i = 0; i < m * n / 2; ++i) {
             const int token = i / (n / 2), column = i % (n / 2);
-            const float v = both[token * n + column] * rstd[token], up = both[token * n + n / 2 + column] * rstd[token];
-            const float act = gate == Gate::kSilu
-                                  ? v / (1 + std::exp(-v))
-                                  : 0.5f * v * (1 + std::tanh(0.7978845608f * (v + 0.044715f * v * v * v)));
+            const float v = both[token * n + column] * rstd[token],
+                        up = both[token * n + n / 2 + column] * rstd[token];
+            const float act =
+                gate == Gate::kSilu
+                    ? v / (1 + std::exp(-v))
+                    : 0.5f * v * (1 + std::tanh(0.7978845608f * (v + 0.044715f * v * v * v)));
             expected[i] = act * up;
           }
           DeviceArray<std::uint16_t> out(m * n / 2);
@@ -195,8 +200,8 @@ void TestEpilogues(Counter& counter, std::mt19937& rng) {
           args.ldo = n / 2;
           NIBBLE_CUDA_OK(run(args));
           NIBBLE_CUDA_OK(cudaDeviceSynchronize());
-          counter.Near(std::string(gate == Gate::kSilu ? "silu" : "gelu") + suffix, DecodeAll(out.Host(), dtype),
-                       expected, limit);
+          counter.Near(std::string(gate == Gate::kSilu ? "silu" : "gelu") + suffix,
+                       DecodeAll(out.Host(), dtype), expected, limit);
         }
       }
       args.norm_in = {};
