@@ -1,4 +1,5 @@
-// Enough of an HTTP client to test a server: sends bytes, returns what comes until the server closes.
+// Enough of an HTTP client to test a server: sends bytes, returns what comes until the server
+// closes.
 #pragma once
 
 #include <arpa/inet.h>
@@ -15,7 +16,8 @@ namespace nibble {
 inline int ConnectTo(const std::string& address) {
   sockaddr_in peer{};
   peer.sin_family = AF_INET;
-  peer.sin_port = htons(static_cast<std::uint16_t>(std::atoi(address.substr(address.rfind(':') + 1).c_str())));
+  peer.sin_port =
+      htons(static_cast<std::uint16_t>(std::atoi(address.substr(address.rfind(':') + 1).c_str())));
   peer.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   const int descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (connect(descriptor, reinterpret_cast<sockaddr*>(&peer), sizeof(peer)) == 0) return descriptor;
@@ -39,8 +41,10 @@ inline std::string Exchange(const std::string& address, const std::string& reque
   return answer;
 }
 
-inline std::string Get(const std::string& address, const std::string& path, const std::string& method = "GET") {
-  return Exchange(address, method + " " + path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+inline std::string Get(const std::string& address, const std::string& path,
+                       const std::string& method = "GET") {
+  return Exchange(address,
+                  method + " " + path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
 }
 
 }  // namespace nibble
