@@ -125,18 +125,21 @@ TEST_P(PointwiseTest, ExponentialIsWithinTwoUlp) {
 
 TEST_P(PointwiseTest, Int8DynamicRoundsToCodesOfTheTokensAbsmax) {
   auto x = reference::Random(50, 11);
+  x[9] = 20.0f;  // code 127.5 is clamped
+  x[10] = -20.0f;
   auto y = x;
   kernels().fake_quant({y.data(), 50, cpu::FakeQuant::kInt8Dynamic, 0, 0, 0});
-  float absmax = 0;
-  for (float v : x) absmax = std::max(absmax, std::abs(v));
+  const float step = 20.0f / 127.5f;
   for (int i = 0; i < 50; ++i) {
-    const float step = absmax / 127.5f;
-    const float code = std::clamp(std::nearbyint(x[i] / step), -128.0f, 127.0f);
-    EXPECT_NEAR(y[i], code * step, 1e-6f);
+    EXPECT_NEAR(y[i], std::min(std::nearbyint(x[i] / step), 127.0f) * step, 1e-6f);
   }
   std::vector<float> zero(20);
   kernels().fake_quant({zero.data(), 20, cpu::FakeQuant::kInt8Dynamic, 0, 0, 0});
   EXPECT_THAT(zero, testing::Each(0.0f));
+  x[3] = std::nanf("");
+  kernels().fake_quant({x.data(), 50, cpu::FakeQuant::kInt8Dynamic, 0, 0, 0});
+  EXPECT_TRUE(std::isnan(x[3]));
+  EXPECT_EQ(x[4], y[4]);
 }
 
 TEST_P(PointwiseTest, Int8StaticClampsAndShifts) {
