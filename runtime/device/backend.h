@@ -91,8 +91,10 @@ class Backend {
 
   virtual const DeviceInfo& info() const = 0;
 
-  // The KV element type and compute type that "auto" means here.
+  // The KV element type that "auto" means here.
   virtual DType DefaultKvDType(Compute compute) const = 0;
+  // What activations are rounded to, for people: "f32", "int8 in blocks of 32".
+  virtual std::string ComputeName() const = 0;
 
   // Exactly the device bytes Pack will hold. Unimplemented names what this backend cannot run.
   virtual absl::StatusOr<std::int64_t> PackedBytes(std::span<const LinearSpec> specs,

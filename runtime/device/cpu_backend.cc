@@ -60,6 +60,10 @@ const DeviceInfo& CpuBackend::info() const {
   return info_;
 }
 
+std::string CpuBackend::ComputeName() const {
+  return context_.int8 ? "int8 in blocks of 32" : "f32";
+}
+
 DType CpuBackend::DefaultKvDType(Compute compute) const {
   return compute == Compute::kF32 ? DType::kF32 : DType::kF16;
 }

@@ -18,18 +18,6 @@ constexpr double kBudgetShare = 0.9;                  // of a device, when --mem
 
 absl::Status Cancelled() { return absl::CancelledError("the load was cancelled"); }
 
-const char* ComputeName(Compute compute) {
-  switch (compute) {
-    case Compute::kAuto: return "auto";
-    case Compute::kF32: return "f32";
-    case Compute::kF16: return "f16";
-    case Compute::kBF16: return "bf16";
-    case Compute::kFp8: return "fp8";
-    case Compute::kInt8: return "int8";
-  }
-  return "auto";
-}
-
 std::vector<std::string> SpecialTexts(const Tokenizer& tokenizer) {
   std::vector<std::string> texts;
   for (std::int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
@@ -96,8 +84,7 @@ absl::StatusOr<ModelInfo> MakeInfo(const LoadSpec& spec, const OpenedModel& open
   info.context = plan.limits.max_context;
   info.vocab = opened.config.vocab;
   info.devices = {opened.backend->info().name};
-  info.compute =
-      ComputeName(spec.plan.compute != Compute::kAuto ? spec.plan.compute : spec.backend.compute);
+  info.compute = opened.backend->ComputeName();
   info.plan = plan;
   return info;
 }

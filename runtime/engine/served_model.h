@@ -36,7 +36,7 @@ struct ModelInfo {
   std::int32_t context = 0;  // tokens a sequence may hold
   std::int32_t vocab = 0;
   std::vector<std::string> devices;
-  std::string compute;  // what activations are rounded to: "f32", "int8 blocks"
+  std::string compute;  // Backend::ComputeName
   MemoryPlan plan;
   absl::Duration load_time;
 };
