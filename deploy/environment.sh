@@ -3,6 +3,8 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export CCACHE_SLOPPINESS=pch_defines,time_macros
+# Clones in different folders share the cache.
+export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
 
 # Debian 12 packages. Everything the build needs; the tests add their own.
 build_packages=(
