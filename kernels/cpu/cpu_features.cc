@@ -1,8 +1,12 @@
+#ifdef __x86_64__
 #include <cpuid.h>
+#endif
 
 #include "kernels/cpu/kernel_table.h"
 
 namespace nibble::cpu {
+
+#ifdef __x86_64__
 namespace {
 
 // Two features that clang 16's __builtin_cpu_supports does not know. Both need what AVX2 needs of
@@ -34,14 +38,6 @@ bool Supported(Isa isa) {
   return false;
 }
 
-Isa BestIsa() {
-  Isa best = Isa::kBaseline;
-  for (Isa isa : kAllIsas) {
-    if (Supported(isa)) best = isa;
-  }
-  return best;
-}
-
 const KernelTable& KernelsOf(Isa isa) {
   switch (isa) {
     case Isa::kBaseline: return kBaselineKernels;
@@ -50,6 +46,19 @@ const KernelTable& KernelsOf(Isa isa) {
     case Isa::kAvx512Vnni: return kAvx512VnniKernels;
   }
   return kBaselineKernels;
+}
+#else
+bool Supported(Isa isa) { return isa == Isa::kBaseline; }
+
+const KernelTable& KernelsOf(Isa) { return kBaselineKernels; }
+#endif
+
+Isa BestIsa() {
+  Isa best = Isa::kBaseline;
+  for (Isa isa : kAllIsas) {
+    if (Supported(isa)) best = isa;
+  }
+  return best;
 }
 
 }  // namespace nibble::cpu
