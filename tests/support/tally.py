@@ -18,7 +18,7 @@ for path in sys.argv[1:]:
         if skipped is not None or status in ("notrun", "disabled"):
             text = "\n".join(case.itertext())
             reason = (skipped.get("message") or "") if skipped is not None else ""
-            said = re.search(r"(?:Skipped\n|Skipped: )?\s*((?:no|needs|set) [^\n]+)", text)
+            said = re.search(r"\bSkipped(?:\n|: )\s*([^\n]+)", text)  # GoogleTest's way
             reasons[said.group(1).strip() if said else reason or "no reason given"] += 1
         elif case.find("failure") is not None or case.find("error") is not None or status == "fail":
             failed += 1
