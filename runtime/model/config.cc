@@ -161,7 +161,8 @@ absl::StatusOr<ModelConfig> ReadHuggingFace(const Checkpoint& checkpoint) {
 absl::StatusOr<ModelConfig> ReadGguf(const Checkpoint& checkpoint) {
   const GgufMetadata& metadata = *checkpoint.gguf();
   const std::string* name = metadata.String("general.architecture");
-  if (name == nullptr) return absl::InvalidArgumentError("general.architecture is missing");
+  if (name == nullptr)
+    return absl::InvalidArgumentError("general.architecture is missing or no string");
   const bool moe = metadata.Integer(absl::StrCat(*name, ".expert_count")).value_or(0) > 0;
   const Architecture* row = FindGgufArchitecture(*name, moe);
   if (row == nullptr) return UnknownArchitecture(*name);

@@ -31,7 +31,7 @@ const Json& MemberOrNull(const Json& json, absl::string_view key) {
 
 absl::Status ReadVocab(const Json& vocab, TokenTable* tokens) {
   if (!vocab.is_object())
-    return absl::InvalidArgumentError("tokenizer: the vocabulary is not an object of ids");
+    return absl::InvalidArgumentError("tokenizer: \"vocab\" is not an object of ids");
   std::int64_t bytes = 0;
   std::int64_t limit = 0;
   for (const auto& [text, id] : vocab.AsObject()) {
