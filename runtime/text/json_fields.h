@@ -17,6 +17,13 @@ inline absl::Status FieldError(absl::string_view owner, absl::string_view key,
       absl::StrCat("tokenizer: ", owner, ": \"", key, "\" must be ", wanted));
 }
 
+// The JSON text of the file called `name`.
+inline absl::StatusOr<Json> ParseFile(absl::string_view text, absl::string_view name) {
+  absl::StatusOr<Json> json = ParseJson(text);
+  if (json.ok()) return json;
+  return absl::Status(json.status().code(), absl::StrCat(name, ": ", json.status().message()));
+}
+
 inline absl::StatusOr<std::string> StringField(const Json& json, absl::string_view key,
                                                absl::string_view owner) {
   const Json* value = json.Find(key);

@@ -29,7 +29,7 @@ absl::StatusOr<TokenizerConfig> ParseTokenizerConfig(absl::string_view text) {
   constexpr absl::string_view kOwner = "tokenizer_config.json";
   TokenizerConfig config;
   if (text.empty()) return config;
-  ASSIGN_OR_RETURN(const Json json, ParseJson(text));
+  ASSIGN_OR_RETURN(const Json json, ParseFile(text, kOwner));
   if (!json.is_object())
     return absl::InvalidArgumentError("tokenizer_config.json is not an object");
   ASSIGN_OR_RETURN(config.tokenizer_class, OptionalString(json, "tokenizer_class", kOwner));

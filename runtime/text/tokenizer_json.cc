@@ -260,7 +260,7 @@ absl::Status ApplyConfig(const TokenizerConfig& config, TokenizerParts* parts) {
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(absl::string_view json,
                                                                absl::string_view config_json) {
   ASSIGN_OR_RETURN(const TokenizerConfig config, ParseTokenizerConfig(config_json));
-  ASSIGN_OR_RETURN(const Json file, ParseJson(json));
+  ASSIGN_OR_RETURN(const Json file, ParseFile(json, "tokenizer.json"));
   if (!file.is_object()) return absl::InvalidArgumentError("tokenizer.json is not an object");
   TokenizerParts parts;
   bool normalizes_to_bytes = false;
@@ -308,7 +308,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromVocabAndMerges(
   }
   if (config.add_prefix_space) parts.pre_tokenizers.push_back(MakePrefixSpace());
   RETURN_IF_ERROR(AppendPrePatterns(*FindPreKind(pre), &parts.pre_tokenizers));
-  ASSIGN_OR_RETURN(const Json vocab, ParseJson(vocab_json));
+  ASSIGN_OR_RETURN(const Json vocab, ParseFile(vocab_json, "vocab.json"));
   RETURN_IF_ERROR(ReadVocab(vocab, &parts.model_tokens));
   Merges merges;
   for (absl::string_view line : absl::StrSplit(merges_text, '\n')) {
