@@ -40,6 +40,7 @@ constexpr bool kSanitized = false;
 extern "C" const char* __asan_default_options() {
   return "max_allocation_size_mb=600:quarantine_size_mb=8";
 }
+extern "C" const char* __ubsan_default_options() { return "halt_on_error=1:print_stacktrace=1"; }
 #endif
 
 namespace nibble {
@@ -49,7 +50,7 @@ constexpr std::uint64_t kSeed = 20240611;
 constexpr std::int64_t kBudget = std::int64_t{512} << 20;
 constexpr double kMaxSeconds = kSanitized ? 40.0 : 8.0;
 // Files are at most a few MB, the KV pool is 1 MiB, a step 512 tokens.
-constexpr std::int64_t kMaxGrowth = std::int64_t{kSanitized ? 384 : 192} << 20;
+constexpr std::int64_t kMaxGrowth = std::int64_t{kSanitized ? 192 : 64} << 20;
 
 // What a hang or a crash leaves to be read.
 char current[1024];
@@ -209,6 +210,7 @@ TEST_F(MutatedCheckpointsTest, MutantsAreServedOrRefused) {
     const rlimit address_space = {limit, RLIM_INFINITY};
     ASSERT_EQ(::setrlimit(RLIMIT_AS, &address_space), 0);
   }
+  Take(seeds_[0], LoadQuantization::kNone);  // the first measures the device, which takes memory
   std::map<std::string, int> stages;
   std::int64_t worst_growth = 0;
   double worst_seconds = 0;
@@ -243,7 +245,8 @@ TEST_F(MutatedCheckpointsTest, MutantsAreServedOrRefused) {
     worst_growth = std::max(worst_growth, growth);
     worst_seconds = std::max(worst_seconds, took.count());
     if (only != nullptr) {
-      std::printf("%s\n  %s: %s\n", what.c_str(), outcome.stage.c_str(),
+      std::printf("%s (%.1f MiB, %.2f s)\n  %s: %s\n", what.c_str(),
+                  static_cast<double>(growth) / (1 << 20), took.count(), outcome.stage.c_str(),
                   outcome.status.ToString().c_str());
     }
   }
