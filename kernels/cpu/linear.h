@@ -99,7 +99,7 @@ struct EmbedArgs {
 };
 inline constexpr std::int64_t kPanelFloats = std::int64_t{kChunkK} * kTileRows;
 
-// Inputs as int8: x[k] is about code[k] * scale of its block of 32. Padding codes are zero.
+// Inputs as integers: x[k] is about code[k] * scale of its block of 32. Padding codes are zero.
 struct QuantizedBlock {
   float scale;
   float sum;  // scale * code_sum
@@ -109,9 +109,12 @@ struct QuantizedBlock {
   std::int32_t unused;
 };
 struct QuantizedRows {
-  const std::int8_t* codes = nullptr;      // [rows, stride]
+  // [rows, stride] int8 codes; wide: [rows, stride / 32][2][32], the high then the low bytes of
+  // 16-bit ones, code = 256 * high + low.
+  const std::int8_t* codes = nullptr;
   const QuantizedBlock* blocks = nullptr;  // [rows, stride / 32]
   std::int64_t stride = 0;                 // k rounded up to 32
+  bool wide = false;
 };
 
 // One scale a block of 32, or one a row (formats whose activations are int8 a token).
@@ -122,6 +125,7 @@ struct QuantizeArgs {
   QuantizeScope scope = QuantizeScope::kBlock;
   std::int8_t* codes = nullptr;
   QuantizedBlock* blocks = nullptr;
+  bool wide = false;
 };
 
 // y as in LinearArgs, from quantized inputs. REQUIRES: SupportsInt8(*w).

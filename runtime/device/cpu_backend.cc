@@ -31,7 +31,9 @@ std::string CpuName() {
 CpuBackend::CpuBackend(int threads, Compute compute, cpu::Isa isa)
     : pool_(threads),
       context_{&pool_, &cpu::KernelsOf(isa),
-               compute == Compute::kAuto || compute == Compute::kInt8} {
+               compute == Compute::kInt8   ? InputRounding::kInt8
+               : compute == Compute::kAuto ? InputRounding::kInt16
+                                           : InputRounding::kNone} {
   info_.name = "cpu";
   info_.description = absl::StrCat(
       CpuName(), ", ", threads, threads == 1 ? " thread, " : " threads, ", context_.kernels->name);
@@ -61,7 +63,12 @@ const DeviceInfo& CpuBackend::info() const {
 }
 
 std::string CpuBackend::ComputeName() const {
-  return context_.int8 ? "int8 in blocks of 32" : "f32";
+  switch (context_.rounding) {
+    case InputRounding::kNone: return "f32";
+    case InputRounding::kInt8: return "int8 in blocks of 32";
+    case InputRounding::kInt16: return "int16 in blocks of 32";
+  }
+  return "f32";
 }
 
 DType CpuBackend::DefaultKvDType(Compute compute) const {

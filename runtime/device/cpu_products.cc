@@ -17,14 +17,14 @@ CpuProducts::CpuProducts(const CpuContext& context, const ProductLimits& limits,
                          MemoryLayout& layout)
     : context_(context), limits_(limits) {
   const std::int64_t threads = context.pool->threads();
-  const std::int64_t quantized = context.int8 ? limits.inputs : 0;
+  const std::int64_t quantized = context.integer() ? limits.inputs : 0;
   panels_at_ = layout.Take(threads * cpu::kPanelFloats * 4);
   prepared_at_ = layout.Take(limits.inputs * 4);
-  codes_at_ = layout.Take(quantized);
+  codes_at_ = layout.Take(quantized * (context.wide() ? 2 : 1));
   blocks_at_ =
       layout.Take(quantized / kBlockK * static_cast<std::int64_t>(sizeof(cpu::QuantizedBlock)));
-  code_panels_at_ = layout.Take(context.int8 ? threads * cpu::Int8PanelBytes(limits.k) : 0);
-  numbers_at_ = layout.Take(context.int8 ? threads * cpu::Int8NumberFloats(limits.k) * 4 : 0);
+  code_panels_at_ = layout.Take(context.integer() ? threads * cpu::Int8PanelBytes(limits.k) : 0);
+  numbers_at_ = layout.Take(context.integer() ? threads * cpu::Int8NumberFloats(limits.k) * 4 : 0);
 }
 
 void CpuProducts::Bind(const HostMemory& memory) {
@@ -44,16 +44,17 @@ void CpuProducts::Run(std::span<const ProductJob> jobs) {
   for (const ProductJob& job : jobs) {
     if (job.rows == 0) continue;
     const CpuSegment& segment = *job.segment;
-    const bool int8 = context_.int8 && segment.int8;
-    const bool prepare = int8 ? segment.matrix.permutation != nullptr : segment.prepares_input();
+    const bool integer = context_.integer() && segment.int8;
+    const bool prepare = integer ? segment.matrix.permutation != nullptr : segment.prepares_input();
     const QuantizeScope scope = segment.activation == cpu::FakeQuant::kInt8Dynamic
                                     ? QuantizeScope::kRow
                                     : QuantizeScope::kBlock;
     const std::int64_t stride = cpu::RoundUp(segment.matrix.k, kBlockK);
-    Ready ready{job, int8, {}};
-    const bool reuse = int8 && !prepare && quantized_job != nullptr && quantized_job->x == job.x &&
-                       quantized_job->rows == job.rows && quantized_scope == scope;
-    if (!reuse && (int8 || prepare) && used + job.rows * stride > limits_.inputs) {
+    Ready ready{job, integer, {}};
+    const bool reuse = integer && !prepare && quantized_job != nullptr &&
+                       quantized_job->x == job.x && quantized_job->rows == job.rows &&
+                       quantized_scope == scope;
+    if (!reuse && (integer || prepare) && used + job.rows * stride > limits_.inputs) {
       RunReady();
       used = 0;
       quantized_job = nullptr;
@@ -65,13 +66,13 @@ void CpuProducts::Run(std::span<const ProductJob> jobs) {
     }
     if (reuse) {
       ready.quantized = ready_.back().quantized;
-    } else if (int8) {
+    } else if (integer) {
       ready.quantized = Quantize(ready.job, scope, used);
       quantized_job = prepare ? nullptr : &job;
       quantized_scope = scope;
     }
-    if (!reuse && (int8 || prepare)) used += job.rows * stride;
-    if (!int8) quantized_job = nullptr;
+    if (!reuse && (integer || prepare)) used += job.rows * stride;
+    if (!integer) quantized_job = nullptr;
     ready_.push_back(ready);
   }
   RunReady();
@@ -81,7 +82,7 @@ void CpuProducts::Run(std::span<const ProductJob> jobs) {
 void CpuProducts::Prepare(const ProductJob& job, float* to, std::int64_t stride) {
   const CpuSegment& segment = *job.segment;
   const std::int64_t k = segment.matrix.k;
-  const bool round = !(context_.int8 && segment.int8);
+  const bool round = !(context_.integer() && segment.int8);
   context_.ForRows(job.rows, job.rows * k, [&](std::int64_t row) {
     const float* from = job.x + row * job.x_stride;
     float* out = to + row * stride;
@@ -99,19 +100,21 @@ void CpuProducts::Prepare(const ProductJob& job, float* to, std::int64_t stride)
 cpu::QuantizedRows CpuProducts::Quantize(const ProductJob& job, QuantizeScope scope,
                                          std::int64_t at) {
   const std::int64_t k = job.segment->matrix.k, stride = cpu::RoundUp(k, kBlockK);
-  std::int8_t* codes = codes_ + at;
+  const std::int64_t bytes = context_.wide() ? 2 : 1;
+  std::int8_t* codes = codes_ + at * bytes;
   cpu::QuantizedBlock* blocks = blocks_ + at / kBlockK;
   context_.ForRows(job.rows, job.rows * k, [&](std::int64_t row) {
-    context_.kernels->quantize_row({job.x + row * job.x_stride, k, scope, codes + row * stride,
-                                    blocks + row * (stride / kBlockK)});
+    context_.kernels->quantize_row({job.x + row * job.x_stride, k, scope,
+                                    codes + row * stride * bytes, blocks + row * (stride / kBlockK),
+                                    context_.wide()});
   });
-  return {codes, blocks, stride};
+  return {codes, blocks, stride, context_.wide()};
 }
 
 void CpuProducts::RunTiles(const Ready& ready, std::int64_t begin, std::int64_t end, int thread) {
   const ProductJob& job = ready.job;
   const cpu::Matrix& w = job.segment->matrix;
-  if (ready.int8) {
+  if (ready.integer) {
     context_.kernels->linear_i8({&w, cpu::Int8Zero(w), begin, end, ready.quantized, job.rows, job.y,
                                  job.y_stride,
                                  code_panels_ + thread * cpu::Int8PanelBytes(limits_.k),

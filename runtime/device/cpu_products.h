@@ -12,11 +12,17 @@
 
 namespace nibble {
 
+// What inputs of integer-coded weights may be rounded to: integers in blocks of 32, or nothing.
+enum class InputRounding : std::uint8_t { kNone, kInt8, kInt16 };
+
 // What every part of the executor works with; owned by the backend.
 struct CpuContext {
   cpu::ThreadPool* pool = nullptr;
   const cpu::KernelTable* kernels = nullptr;
-  bool int8 = false;  // inputs of integer-coded weights may be rounded to int8
+  InputRounding rounding = InputRounding::kNone;
+
+  bool integer() const { return rounding != InputRounding::kNone; }
+  bool wide() const { return rounding == InputRounding::kInt16; }
 
   // Calls body(row) for every row: on this thread when `work` (elements touched) is too small to
   // share.
@@ -66,7 +72,7 @@ class CpuProducts {
   // A job with its input as the kernels take it.
   struct Ready {
     ProductJob job;
-    bool int8 = false;
+    bool integer = false;
     cpu::QuantizedRows quantized;
   };
 
@@ -80,7 +86,7 @@ class CpuProducts {
   std::int64_t panels_at_, prepared_at_, codes_at_, blocks_at_, code_panels_at_, numbers_at_;
   float* panels_ = nullptr;                // [threads, kPanelFloats]
   float* prepared_ = nullptr;              // [limits.inputs]
-  std::int8_t* codes_ = nullptr;           // [limits.inputs]
+  std::int8_t* codes_ = nullptr;           // [limits.inputs], twice that when wide
   cpu::QuantizedBlock* blocks_ = nullptr;  // [limits.inputs / 32]
   std::uint8_t* code_panels_ = nullptr;    // [threads, Int8PanelBytes]
   float* numbers_ = nullptr;               // [threads, Int8NumberFloats]

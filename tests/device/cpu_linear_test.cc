@@ -23,9 +23,10 @@ std::unique_ptr<CpuLinear> Pack(const LinearWeight& weight) {
 // Products over memory of their own.
 class Products {
  public:
-  explicit Products(const cpu::KernelTable& kernels, int threads = 1, bool int8 = false)
+  explicit Products(const cpu::KernelTable& kernels, int threads = 1,
+                    InputRounding rounding = InputRounding::kNone)
       : pool_(threads),
-        context_{&pool_, &kernels, int8},
+        context_{&pool_, &kernels, rounding},
         products_(context_, {1 << 16, 1024}, layout_) {
     memory_ = HostMemory::Allocate(layout_.total()).value();
     products_.Bind(memory_);
@@ -114,68 +115,81 @@ TEST_P(CpuLinearTest, EmbeddedRowsAreTheDecodedWeights) {
   }
 }
 
-// The input as integer products see it: int8 codes, a scale for every 32 (or for the token).
-std::vector<float> QuantizeInput(std::vector<float> x, bool whole_token) {
+constexpr InputRounding kRoundings[] = {InputRounding::kNone, InputRounding::kInt8,
+                                        InputRounding::kInt16};
+
+// The input as integer products see it: codes up to `largest`, a scale for every 32; or int8 codes
+// and one scale for the token.
+std::vector<float> QuantizeInput(std::vector<float> x, bool whole_token, float largest) {
   const std::size_t step = whole_token ? x.size() : cpu::kBlockK;
   for (std::size_t k = 0; k < x.size(); k += step) {
     const std::size_t end = std::min(x.size(), k + step);
     float absmax = 0;
     for (std::size_t i = k; i < end; ++i) absmax = std::max(absmax, std::abs(x[i]));
-    const float unit = absmax / (whole_token ? 127.5f : 127.0f);
+    const float unit = absmax / (whole_token ? 127.5f : largest);
     for (std::size_t i = k; i < end; ++i) {
-      x[i] = absmax > 0 ? std::min(std::nearbyint(x[i] / unit), 127.0f) * unit : 0.0f;
+      x[i] = absmax > 0
+                 ? std::min(std::nearbyint(x[i] / unit), whole_token ? 127.0f : largest) * unit
+                 : 0.0f;
     }
   }
   return x;
 }
 
 TEST_P(CpuLinearTest, IntegerProductsAreExactForQuantizedInputs) {
-  Products products(kernels(), 1, /*int8=*/true);
   int integer = 0;
-  for (const auto& [n, k] :
-       std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 33}, {17, 300}, {70, 576}}) {
-    for (const NamedWeight& c : EveryEncoding(n, k, 15)) {
-      const auto linear = Pack(c.weight);
-      if (!linear->segments()[0].int8) continue;
-      ++integer;
-      SCOPED_TRACE(testing::Message() << c.name << " " << n << " by " << k);
-      const bool whole = linear->segments()[0].activation != cpu::FakeQuant::kNone;
-      const std::vector<float> w = Dequantize(c.weight).value();
-      const auto* affine = std::get_if<Affine>(&c.weight.encoding);
-      for (const std::int64_t rows : {1, 3, 13}) {
-        const auto x = reference::Random(rows * k, 3, 2.0f);
-        const auto y = products.Run(*linear, x, rows);
-        for (std::int64_t r = 0; r < rows; ++r) {
-          std::vector<float> input(x.begin() + r * k, x.begin() + (r + 1) * k);
-          std::vector<float> stored = input;  // blocks are of stored columns
-          const bool permuted = affine != nullptr && !affine->permutation.empty();
-          for (std::int64_t j = 0; permuted && j < k; ++j)
-            stored[j] = input[affine->permutation[j]];
-          stored = QuantizeInput(stored, whole);
-          for (std::int64_t j = 0; j < k; ++j)
-            input[permuted ? affine->permutation[j] : j] = stored[j];
-          for (std::int64_t i = 0; i < n; ++i) {
-            double sum = c.weight.bias.empty() ? 0.0 : c.weight.bias[i], magnitude = std::abs(sum);
-            for (std::int64_t j = 0; j < k; ++j) {
-              sum += double{input[j]} * w[i * k + j];
-              magnitude += std::abs(double{input[j]} * w[i * k + j]);
+  for (const InputRounding rounding : {InputRounding::kInt8, InputRounding::kInt16}) {
+    const bool wide = rounding == InputRounding::kInt16;
+    // A 16-bit code that the kernel rounds the other way costs 1 / 32512 of its block.
+    const double tolerance = wide ? 4e-5 : 3e-6;
+    Products products(kernels(), 1, rounding);
+    for (const auto& [n, k] :
+         std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 33}, {17, 300}, {70, 576}}) {
+      for (const NamedWeight& c : EveryEncoding(n, k, 15)) {
+        const auto linear = Pack(c.weight);
+        if (!linear->segments()[0].int8) continue;
+        ++integer;
+        SCOPED_TRACE(testing::Message() << c.name << " " << n << " by " << k);
+        const bool whole = linear->segments()[0].activation != cpu::FakeQuant::kNone;
+        const std::vector<float> w = Dequantize(c.weight).value();
+        const auto* affine = std::get_if<Affine>(&c.weight.encoding);
+        for (const std::int64_t rows : {1, 3, 13}) {
+          const auto x = reference::Random(rows * k, 3, 2.0f);
+          const auto y = products.Run(*linear, x, rows);
+          for (std::int64_t r = 0; r < rows; ++r) {
+            std::vector<float> input(x.begin() + r * k, x.begin() + (r + 1) * k);
+            std::vector<float> stored = input;  // blocks are of stored columns
+            const bool permuted = affine != nullptr && !affine->permutation.empty();
+            for (std::int64_t j = 0; permuted && j < k; ++j)
+              stored[j] = input[affine->permutation[j]];
+            stored = QuantizeInput(stored, whole, wide ? 32512.0f : 127.0f);
+            for (std::int64_t j = 0; j < k; ++j)
+              input[permuted ? affine->permutation[j] : j] = stored[j];
+            for (std::int64_t i = 0; i < n; ++i) {
+              double sum = c.weight.bias.empty() ? 0.0 : c.weight.bias[i],
+                     magnitude = std::abs(sum);
+              for (std::int64_t j = 0; j < k; ++j) {
+                sum += double{input[j]} * w[i * k + j];
+                magnitude += std::abs(double{input[j]} * w[i * k + j]);
+              }
+              ASSERT_NEAR(y[r * n + i], sum, tolerance * magnitude)
+                  << "row " << r << " output " << i;
             }
-            ASSERT_NEAR(y[r * n + i], sum, 3e-6 * magnitude) << "row " << r << " output " << i;
           }
         }
       }
     }
   }
-  EXPECT_GT(integer, 60);
+  EXPECT_GT(integer, 120);
 }
 
 TEST_P(CpuLinearTest, RowIsTheSameBitsAloneAmongOthersAndOnMoreThreads) {
   constexpr std::int64_t kN = 200, kK = 576, kRows = 33;
   const auto x = reference::Random(kRows * kK, 5, 2.0f);
-  for (const bool int8 : {false, true}) {
-    Products alone(kernels(), 1, int8), threads(kernels(), 3, int8);
+  for (const InputRounding rounding : kRoundings) {
+    Products alone(kernels(), 1, rounding), threads(kernels(), 3, rounding);
     for (const NamedWeight& c : EveryEncoding(kN, kK, 13)) {
-      SCOPED_TRACE(testing::Message() << c.name << (int8 ? " int8" : ""));
+      SCOPED_TRACE(testing::Message() << c.name << " rounding " << static_cast<int>(rounding));
       const auto linear = Pack(c.weight);
       const auto together = alone.Run(*linear, x, kRows);
       EXPECT_EQ(together, threads.Run(*linear, x, kRows));
@@ -195,8 +209,8 @@ TEST_P(CpuLinearTest, NanInputSpoilsItsOwnRowOnly) {
   WeightMaker make(4);
   const LinearWeight weight = make.AffineWeight(40, 96, 4, 32, ScaleKind::kF16, OffsetKind::kBias);
   const auto linear = Pack(weight);
-  for (const bool int8 : {false, true}) {
-    Products products(kernels(), 1, int8);
+  for (const InputRounding rounding : kRoundings) {
+    Products products(kernels(), 1, rounding);
     auto x = reference::Random(5 * 96, 5);
     const auto clean = products.Run(*linear, x, 5);
     x[2 * 96 + 50] = std::nanf("");
