@@ -57,7 +57,8 @@ std::vector<float> RoundInput(const cpu::KernelTable& kernels, const LinearWeigh
                               std::vector<float> x) {
   const auto* row8 = std::get_if<Row8>(&weight.encoding);
   if (row8 == nullptr) return x;
-  const CpuSegment& segment = Pack(weight)->segments()[0];
+  const auto linear = Pack(weight);
+  const CpuSegment& segment = linear->segments()[0];
   kernels.fake_quant({x.data(), weight.k, segment.activation, segment.activation_scale,
                       segment.activation_zero, segment.outlier_threshold});
   return x;
