@@ -44,9 +44,9 @@ absl::Status Runtime::CheckSize(std::int64_t bytes) const {
 }
 
 absl::Status Runtime::Enter() {
-  // A macro that calls itself goes through a dozen levels a call; 8 * 64 is far above what
+  // A macro that calls itself goes through a dozen levels a call; 4 * 64 is far above what
   // templates need and far below what a thread's stack holds.
-  const int most = 8 * limits_.max_nesting;
+  const int most = 4 * limits_.max_nesting;
   if (++depth_ > most) {
     return absl::ResourceExhaustedError(
         absl::StrCat("the template recurses deeper than ", most, " levels"));
