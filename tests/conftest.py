@@ -1,10 +1,15 @@
+"""Fixtures of every Python test: a daemon, models, data."""
+
 import os
 import pathlib
+import sys
 
 import pytest
 
-import tiny_model
-from daemon import BIN, Daemon
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "support"))
+
+import tiny_model  # noqa: E402
+from daemon import BIN, Daemon  # noqa: E402
 
 
 def pytest_configure(config):
@@ -20,7 +25,7 @@ def nightly():
 @pytest.fixture(scope="session")
 def smollm2_path():
     path = pathlib.Path(os.environ.get(
-        "NIBBLE_MODEL", pathlib.Path(__file__).parents[2] / "build/models/SmolLM2-135M-Instruct.Q4_1.gguf"))
+        "NIBBLE_MODEL", pathlib.Path(__file__).parents[1] / "build/models/SmolLM2-135M-Instruct.Q4_1.gguf"))
     if not path.exists():
         pytest.skip("no SmolLM2 model: tests/run fetches it")
     return path
@@ -29,7 +34,7 @@ def smollm2_path():
 @pytest.fixture(scope="session")
 def conformance():
     path = pathlib.Path(os.environ.get(
-        "NIBBLE_CONFORMANCE_DIR", pathlib.Path(__file__).parents[3] / "shared/conformance"))
+        "NIBBLE_CONFORMANCE_DIR", pathlib.Path(__file__).parents[2] / "shared/conformance"))
     if not path.is_dir():
         pytest.skip("no conformance data: set NIBBLE_CONFORMANCE_DIR to run this test")
     return path
