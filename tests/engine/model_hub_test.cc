@@ -11,8 +11,8 @@
 #include "gtest/gtest.h"
 #include "runtime/engine/load_model.h"
 #include "tests/engine/stream_reader.h"
-#include "tests/server/tiny_model.h"
 #include "tests/support/temp_dir.h"
+#include "tests/support/tiny_model.h"
 
 namespace nibble {
 namespace {

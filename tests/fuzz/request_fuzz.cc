@@ -8,7 +8,7 @@
 #include "google/protobuf/stubs/logging.h"
 #include "server/errors.h"
 #include "server/wire.h"
-#include "tests/server/tiny_model.h"
+#include "tests/support/tiny_model.h"
 
 namespace nibble {
 namespace {

@@ -19,8 +19,8 @@
 #include "server/daemon.h"
 #include "server/options.h"
 #include "tests/server/http_client.h"
-#include "tests/server/tiny_model.h"
 #include "tests/support/temp_dir.h"
+#include "tests/support/tiny_model.h"
 
 namespace nibble {
 

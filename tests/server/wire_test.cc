@@ -12,7 +12,7 @@
 #include "google/rpc/error_details.pb.h"
 #include "gtest/gtest.h"
 #include "server/errors.h"
-#include "tests/server/tiny_model.h"
+#include "tests/support/tiny_model.h"
 
 namespace nibble {
 namespace {
