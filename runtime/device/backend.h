@@ -28,9 +28,10 @@ struct DeviceInfo {
   double flops = 0;               // 16-bit multiply-adds * 2 a second; 0: unknown
 };
 
-// A stack of weights in the layout this backend's kernels like: concatenated along N (q, k, v;
-// gate, up), or stacked as experts. Segments of unequal encodings stay apart inside.
-enum class PackAxis : std::uint8_t { kN, kExperts };
+// A stack of weights in the layout this backend's kernels like: concatenated along N (q, k, v), or
+// stacked as experts. kGateUp is kN of [gate; up], whose product one GluOp reads: a backend may
+// interleave the two. Segments of unequal encodings stay apart inside.
+enum class PackAxis : std::uint8_t { kN, kExperts, kGateUp };
 
 class PackedLinear {
  public:
@@ -115,6 +116,9 @@ struct BackendOptions {
   std::string device = "auto";  // auto | cpu | cuda[:N]
   int threads = 0;              // 0: the cgroup's quota
   Compute compute = Compute::kAuto;
+  // The type the model was made in, kF16 or kBF16: what kAuto is on a device that computes in 16
+  // bits.
+  DType model_dtype = DType::kF16;
 };
 
 // The table of backends. NotFound names the devices there are.

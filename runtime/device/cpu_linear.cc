@@ -391,7 +391,7 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(std::span<const Linea
   for (std::size_t i = 0; i < weights.size(); ++i) {
     CpuSegment& segment = linear->segments_.emplace_back();
     segment.matrix = stack.matrices[i];
-    segment.row = axis == PackAxis::kN ? row : 0;
+    segment.row = axis == PackAxis::kExperts ? 0 : row;
     row += weights[i].n;
     RETURN_IF_ERROR(
         SegmentPacker(weights[i], specs[i], stack.segments[i], linear->memory_, segment).Pack());
@@ -401,7 +401,7 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(std::span<const Linea
         cpu::SupportsInt8(segment.matrix) && (segment.activation == cpu::FakeQuant::kNone ||
                                               segment.activation == cpu::FakeQuant::kInt8Dynamic);
   }
-  linear->n = axis == PackAxis::kN ? row : weights[0].n;
+  linear->n = axis == PackAxis::kExperts ? weights[0].n : row;
   return linear;
 }
 

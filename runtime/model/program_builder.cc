@@ -120,10 +120,12 @@ class ProgramBuilder {
     const TensorNames& table = names_.table();
     const std::int64_t dim = config_.intermediate;
     if (!Has(table.gate, layer) && Has(table.gate_up, layer)) {
-      return Linear({Source(names_.Get(table.gate_up, layer), 2 * dim, config_.hidden)});
+      return Linear({Source(names_.Get(table.gate_up, layer), 2 * dim, config_.hidden)},
+                    PackAxis::kGateUp);
     }
     return Linear({Source(names_.Get(table.gate, layer), dim, config_.hidden),
-                   Source(names_.Get(table.up, layer), dim, config_.hidden)});
+                   Source(names_.Get(table.up, layer), dim, config_.hidden)},
+                  PackAxis::kGateUp);
   }
 
   LinearId ExpertsGateUp(int layer) {
