@@ -329,6 +329,11 @@ void AddProcess(std::vector<prometheus::MetricFamily>& out) {
     closedir(directory);
     descriptors -= 1;  // the directory itself
   }
+  double anonymous = 0;
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.rfind("RssAnon:", 0) == 0) anonymous = std::strtod(line.c_str() + 8, nullptr) * 1024;
+  }
   rlimit limit{};
   getrlimit(RLIMIT_NOFILE, &limit);
 
@@ -343,6 +348,9 @@ void AddProcess(std::vector<prometheus::MetricFamily>& out) {
   out.push_back(GaugeFamily("process_virtual_memory_bytes", "Virtual memory.", number(20)));
   out.push_back(GaugeFamily("process_resident_memory_bytes", "Resident memory.",
                             number(21) * static_cast<double>(sysconf(_SC_PAGESIZE))));
+  out.push_back(GaugeFamily("process_resident_anonymous_memory_bytes",
+                            "Resident memory that no file backs: what the CPU memory plans bound.",
+                            anonymous));
   out.push_back(GaugeFamily("process_threads", "Threads.", number(17)));
   out.push_back(GaugeFamily("process_open_fds", "Open file descriptors.", descriptors));
   out.push_back(GaugeFamily("process_max_fds", "File descriptors there may be.",

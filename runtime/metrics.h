@@ -128,12 +128,19 @@ class ModelMetrics {
   }
   void PrefixCacheQueried(std::int64_t tokens, std::int64_t hits);
   void StepEnded(bool prefill, std::int64_t tokens);
+  void StepTook(bool is_prefill, double seconds) {
+    (is_prefill ? step_seconds_prefill : step_seconds_decode)->Observe(seconds);
+  }
   void BadLogits() { vllm_corrupted_requests->Increment(); }
   void ChangeKvBlocks(std::int64_t used, std::int64_t cached, std::int64_t free);
 
   // --- the hub ---
   void SetState(int state);  // index into kModelStateNames; -1: none of them
   void SetKvShape(std::int64_t page_tokens) { page_tokens_.store(page_tokens); }
+  void SetLimits(std::int64_t max_queue, std::int64_t max_slots) {
+    queue_limit->Set(static_cast<double>(max_queue));
+    slots->Set(static_cast<double>(max_slots));
+  }
   // kind: weights|kv|workspace|graphs|other; source: planned|actual.
   void SetMemory(const std::string& kind, const std::string& source, const std::string& device,
                  std::int64_t bytes);
@@ -163,6 +170,11 @@ class ModelMetrics {
   Histogram request{nibble_, "nibble_request_seconds", buckets::kRequest, "From the queue to the end of the stream, however it ended."};
   Histogram step_prefill{nibble_.With("phase", "prefill"), "nibble_step_tokens", buckets::kStepTokens, "Tokens of one step."};
   Histogram step_decode{nibble_.With("phase", "decode"), "nibble_step_tokens", buckets::kStepTokens, "Tokens of one step."};
+  Histogram step_seconds_prefill{nibble_.With("phase", "prefill"), "nibble_step_seconds", buckets::kInterToken, "Device time of one step."};
+  Histogram step_seconds_decode{nibble_.With("phase", "decode"), "nibble_step_seconds", buckets::kInterToken, "Device time of one step."};
+  Gauge queue_limit{nibble_, "nibble_queue_limit", "Requests that may wait: --max-queue. One more is refused."};
+  Gauge slots{nibble_, "nibble_slots", "Sequences that may run at once: --max-batch, or what the memory plan allows."};
+  Gauge load_seconds{nibble_, "nibble_model_load_seconds", "How long the newest revision took to load; 0 before."};
   Gauge kv_used{nibble_.With("state", "used"), "nibble_kv_blocks", "KV blocks held by sequences, kept for their prefix, or free."};
   Gauge kv_cached{nibble_.With("state", "cached"), "nibble_kv_blocks", "KV blocks held by sequences, kept for their prefix, or free."};
   Gauge kv_free{nibble_.With("state", "free"), "nibble_kv_blocks", "KV blocks held by sequences, kept for their prefix, or free."};
@@ -221,6 +233,12 @@ class Metrics {
     unknown_model_.Count(code, reason);
   }
 
+  // What /livez and /readyz would answer, told before each scrape.
+  void SetHealth(bool live, bool ready) {
+    live_->Set(live ? 1 : 0);
+    ready_->Set(ready ? 1 : 0);
+  }
+
   // The Prometheus text format: all families, the process's own and vLLM's scheduler gauges among
   // them, which are one series a process: sums over the models, the largest of the cache usages.
   std::string Scrape();
@@ -231,6 +249,12 @@ class Metrics {
 
   prometheus::Registry registry_;
   Gauge build_info_;
+  Gauge live_{{&registry_, {}},
+              "nibble_live",
+              "1 while every engine's heartbeat is fresh, as /livez says."};
+  Gauge ready_{{&registry_, {}},
+               "nibble_ready",
+               "1 while requests are taken for every model, as /readyz says."};
   RequestCounter unknown_model_;
   std::mutex mutex_;  // guards models_ and their order
   std::condition_variable forgotten_;

@@ -88,7 +88,11 @@ absl::Status Daemon::Start() {
   rpc_ = *std::move(started);
   if (!options_.admin_listen.empty()) RETURN_IF_ERROR(StartAdmin(credentials));
   if (!options_.http.empty() && options_.http != "off") {
-    HttpPages pages{.metrics = [this] { return metrics_.Scrape(); },
+    HttpPages pages{.metrics =
+                        [this] {
+                          metrics_.SetHealth(state_.Live(), state_.Ready());
+                          return metrics_.Scrape();
+                        },
                     .live = [this] { return state_.Live(); },
                     .ready = [this] { return state_.Ready(); },
                     .home = [this] { return HomePage(state_, rpc_->address()); }};

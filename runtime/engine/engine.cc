@@ -1,5 +1,7 @@
 #include "runtime/engine/engine.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -46,6 +48,7 @@ Engine::Engine(EngineOptions options, AnswerContext context, std::unique_ptr<Run
       scheduler_(SchedulerOptionsOf(options_), &pool_),
       builder_(options_.page_tokens) {
   context_.metrics->SetKvShape(options_.page_tokens);
+  context_.metrics->SetLimits(options_.max_queue, options_.limits.max_slots);
   PublishGauges();
   Beat();
 }
@@ -88,6 +91,7 @@ bool Engine::Alive(absl::Duration limit) const {
 }
 
 void Engine::Run() noexcept {
+  pthread_setname_np(pthread_self(), "nibble-engine");  // as top -H and gdb show it
   idle_.store(false);
   while (!finished()) {
     Beat();
@@ -296,6 +300,7 @@ absl::Status Engine::CollectStep() {
                                             " rows came back as step ", result.id, " with ",
                                             result.rows.size()));
   }
+  context_.metrics->StepTook(batch.phase == Phase::kPrefill, result.seconds);
   const absl::Time now = Now();
   for (const Outcome& outcome : scheduler_.Commit(batch, result)) {
     // An earlier outcome may have ended the whole request.

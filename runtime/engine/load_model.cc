@@ -203,6 +203,7 @@ absl::StatusOr<LoadedModel> LoadModel(const LoadSpec& spec, OpenedModel opened,
       kWarmUp, [&](int done, int total) { return progress("warm up", done, total); }));
   model.queue = loaded.engine->queue();
   model.info.load_time = absl::Now() - start;
+  metrics->load_seconds->Set(absl::ToDoubleSeconds(model.info.load_time));
   PublishMemory(*metrics, plan, actual, *model.tokenizer, opened.backend->info().name);
   return loaded;
 }

@@ -57,6 +57,10 @@ TEST(MetricsTest, EverySeriesIsThereAtZeroFromLoadAndGoneAfterUnload) {
                            "nibble_decode_seconds_count",
                            "nibble_request_seconds_count",
                            "nibble_step_tokens_count",
+                           "nibble_step_seconds_count",
+                           "nibble_queue_limit",
+                           "nibble_slots",
+                           "nibble_model_load_seconds",
                            "nibble_kv_blocks",
                            "nibble_preemptions_total",
                            "nibble_recomputed_tokens_total",
@@ -162,6 +166,48 @@ TEST(MetricsTest, TheSchedulerGaugesOfVllmAreOneSeriesAProcess) {
   EXPECT_THAT(SeriesOf(text, "vllm:kv_cache_usage_perc")[0], testing::EndsWith(" 0.3"));
   EXPECT_THAT(SeriesOf(text, "vllm:cache_config_info")[0],
               testing::AllOf(HasSubstr("num_gpu_blocks=\"200\""), HasSubstr("block_size=\"64\"")));
+}
+
+TEST(MetricsTest, HealthAndLimitsAreWhatWasTold) {
+  Metrics metrics({"1.0", "", ""});
+  EXPECT_THAT(SeriesOf(metrics.Scrape(), "nibble_live"), testing::ElementsAre("nibble_live 0"));
+  metrics.SetHealth(/*live=*/true, /*ready=*/false);
+  auto model = metrics.ForModel("m");
+  model->SetLimits(/*max_queue=*/7, /*max_slots=*/3);
+  model->load_seconds->Set(1.5);
+  const std::string text = metrics.Scrape();
+  EXPECT_THAT(SeriesOf(text, "nibble_live"), testing::ElementsAre("nibble_live 1"));
+  EXPECT_THAT(SeriesOf(text, "nibble_ready"), testing::ElementsAre("nibble_ready 0"));
+  EXPECT_THAT(SeriesOf(text, "nibble_queue_limit"),
+              testing::ElementsAre("nibble_queue_limit{model=\"m\"} 7"));
+  EXPECT_THAT(SeriesOf(text, "nibble_slots"), testing::ElementsAre("nibble_slots{model=\"m\"} 3"));
+  EXPECT_THAT(SeriesOf(text, "nibble_model_load_seconds"),
+              testing::ElementsAre("nibble_model_load_seconds{model=\"m\"} 1.5"));
+}
+
+TEST(MetricsTest, StepSecondsAreKeptByPhase) {
+  Metrics metrics({"1.0", "", ""});
+  auto model = metrics.ForModel("m");
+  model->StepTook(/*prefill=*/true, 0.25);
+  model->StepTook(/*prefill=*/false, 0.5);
+  model->StepTook(/*prefill=*/false, 0.5);
+  const std::string text = metrics.Scrape();
+  EXPECT_THAT(
+      SeriesOf(text, "nibble_step_seconds_sum"),
+      testing::UnorderedElementsAre("nibble_step_seconds_sum{model=\"m\",phase=\"prefill\"} 0.25",
+                                    "nibble_step_seconds_sum{model=\"m\",phase=\"decode\"} 1"));
+}
+
+TEST(MetricsTest, AnonymousMemoryIsPartOfWhatIsResident) {
+  Metrics metrics({"1.0", "", ""});
+  const std::string text = metrics.Scrape();
+  const auto value = [&](const std::string& name) {
+    const auto series = SeriesOf(text, name);
+    return series.size() == 1 ? std::stod(series[0].substr(name.size() + 1)) : -1;
+  };
+  EXPECT_GT(value("process_resident_anonymous_memory_bytes"), 0);
+  EXPECT_LT(value("process_resident_anonymous_memory_bytes"),
+            value("process_resident_memory_bytes"));
 }
 
 TEST(MetricsTest, RevisionsOfANameShareTheirSeries) {
