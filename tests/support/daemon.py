@@ -107,12 +107,12 @@ class Answer:
 
 
 class Daemon:
-    def __init__(self, *models, args=(), env=None, grpc_listen="127.0.0.1:0", wait=True):
+    def __init__(self, *models, args=(), env=None, grpc_listen="127.0.0.1:0", http_listen="127.0.0.1:0", wait=True):
         self.log = []
         self.address = self.http = self.admin = None
         self._ready = threading.Event()
         self.process = subprocess.Popen(
-            [str(BIN), "serve", *map(str, models), "--listen", grpc_listen, "--http", "127.0.0.1:0", *args],
+            [str(BIN), "serve", *map(str, models), "--listen", grpc_listen, "--http", http_listen, *args],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})})
         threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True).start()
         threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True).start()
