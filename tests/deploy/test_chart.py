@@ -292,11 +292,15 @@ def test_selectors_match_the_pods_and_nothing_else(name):
         assert {"app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/version", "helm.sh/chart",
                 "app.kubernetes.io/managed-by"} <= set(document["metadata"]["labels"])
         assert document["metadata"]["namespace"] == "ai"
+    containers = pod(name).get("initContainers", []) + pod(name)["containers"]
+    ports = {port["containerPort"]: port["name"] for every in containers for port in every.get("ports", [])}
+    assert ports == {50051: "grpc", 8080: "http"}
+    assert [port["targetPort"] for port in one(name, "Service")["spec"]["ports"]] == [50051]
     for kind in ("HorizontalPodAutoscaler", "ScaledObject"):
         for document in objects(name, kind):
             assert document["spec"]["scaleTargetRef"]["name"] == one(name, "Deployment")["metadata"]["name"]
     names = {volume["name"] for volume in pod(name)["volumes"]}
-    for every in pod(name).get("initContainers", []) + pod(name)["containers"]:
+    for every in containers:
         assert {mount["name"] for mount in every["volumeMounts"]} <= names
 
 
@@ -334,7 +338,7 @@ def test_scaling_counts_requests_and_never_cpu():
 def test_network_policy_lets_in_only_whom_it_names():
     spec = one("default", "NetworkPolicy")["spec"]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
-    assert [rule["ports"][0]["port"] for rule in spec["ingress"]] == ["grpc", "http"] and all(rule["from"] for rule in spec["ingress"])
+    assert [rule["ports"][0]["port"] for rule in spec["ingress"]] == [50051, 8080] and all(rule["from"] for rule in spec["ingress"])
     assert [port["port"] for rule in spec["egress"] for port in rule["ports"]] == [53, 53, 443]  # the init container's
     assert one("h200", "NetworkPolicy")["spec"]["egress"] == []
 

@@ -6,7 +6,10 @@ import os
 import pathlib
 import re
 import shutil
+import socket
+import subprocess
 import sys
+import time
 import zipfile
 
 import pytest
@@ -78,19 +81,53 @@ def test_guard_config_is_the_guards(name, settings):
     assert not re.findall("@[A-Z_]+@", config_file(name, "envoy.yaml"))
 
 
+def guard_arguments(name, folder, text):
+    """Envoy's command line with `text` as its configuration, certificates of localhost where the chart mounts secrets."""
+    for secret in ("tls", "client-ca"):
+        (folder / secret).mkdir()
+    run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+        "-addext", "subjectAltName=DNS:localhost", "-keyout", folder / "tls/tls.key", "-out", folder / "tls/tls.crt")
+    shutil.copy(folder / "tls/tls.crt", folder / "client-ca/ca.crt")
+    file = folder / "envoy.yaml"
+    file.write_text(text.replace("/etc/nibble/", f"{folder}/"))
+    return [str(file) if argument == "/etc/nibble/envoy.yaml" else argument for argument in container(name, "guard")["args"]]
+
+
 @pytest.mark.parametrize("name", ["default", "mtls"])
 def test_envoy_takes_its_config(name, tmp_path):
+    run(envoy_binary(), "--mode", "validate", *guard_arguments(name, tmp_path, config_file(name, "envoy.yaml")))
+
+
+def test_helm_test_passes_through_the_guard_with_a_certificate(tiny_path, tmp_path):
+    """Daemon and guard as rendered, but for ports; then the commands of `helm test`, and one that shows no certificate."""
     envoy = envoy_binary()
-    text = config_file(name, "envoy.yaml")
-    for directory in ("tls", "client-ca"):
-        (tmp_path / directory).mkdir()
-    run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1", "-subj", "/CN=nibble",
-        "-keyout", tmp_path / "tls/tls.key", "-out", tmp_path / "tls/tls.crt")
-    shutil.copy(tmp_path / "tls/tls.crt", tmp_path / "client-ca/ca.crt")
-    file = tmp_path / "envoy.yaml"
-    file.write_text(text.replace("/etc/nibble/", f"{tmp_path}/"))
-    arguments = [str(file) if argument == "/etc/nibble/envoy.yaml" else argument for argument in container(name, "guard")["args"]]
-    run(envoy, "--mode", "validate", *arguments)
+    config = tmp_path / "nibble.yaml"
+    config.write_text(config_file("mtls", "nibble.yaml").replace("/models/SmolLM2-135M-Instruct.Q4_1.gguf", str(tiny_path)))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with Daemon(args=["--config", str(config)]) as daemon:
+        upstream = yaml.safe_load(config_file("mtls", "nibble.yaml"))["listen"].split(":")[1]
+        text = re.sub(r"port_value: (\d+)", lambda at: f"port_value: {port if at[1] == '50051' else at[1]}", config_file("mtls", "envoy.yaml"))
+        assert f"port_value: {upstream}" in text
+        text = text.replace(f"port_value: {upstream}", f"port_value: {daemon.address.rsplit(':', 1)[1]}")
+        guard = subprocess.Popen([envoy, *guard_arguments("mtls", tmp_path, text)], stderr=subprocess.DEVNULL)
+        try:
+            places = {"nibble.ai.svc:443": f"localhost:{port}", "/etc/nibble/ca/ca.crt": tmp_path / "client-ca/ca.crt",
+                      "/etc/nibble/client/tls.crt": tmp_path / "tls/tls.crt", "/etc/nibble/client/tls.key": tmp_path / "tls/tls.key"}
+            test = one("mtls", "Pod")["spec"]
+            health, generate = ([places.get(argument, argument) for argument in every["args"]]
+                                for every in test["initContainers"] + test["containers"])
+            deadline = time.monotonic() + 20
+            while run(BIN, *health, check=False).returncode != 0:
+                assert guard.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+            assert run(BIN, *generate).stdout
+            nameless = health[:health.index("--tls-cert")]
+            assert run(BIN, *nameless, check=False).returncode == 1
+        finally:
+            guard.kill()
+            guard.wait()
 
 
 def test_prometheus_takes_the_rules(tmp_path):

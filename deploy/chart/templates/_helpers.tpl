@@ -63,9 +63,9 @@ image.repository is not set, and no registry is assumed. Build the image from th
   kind load docker-image {{ $image }}    # or: docker push {{ $image }}
 {{- end }}
 
-{{- /* "true" when the pod asks for GPUs. */}}
+{{- /* Not empty when the pod asks for devices: nvidia.com/gpu, nvidia.com/mig-1g.10gb. */}}
 {{- define "nibble.gpu" -}}
-{{- range $resource, $_ := .Values.resources.limits }}{{ if hasSuffix "/gpu" $resource }}true{{ end }}{{ end }}
+{{- range $resource, $_ := .Values.resources.limits }}{{ if contains "/" $resource }}true{{ end }}{{ end }}
 {{- end }}
 
 {{- /* Its argument: whether the root file system is read-only. */}}
