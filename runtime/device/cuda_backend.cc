@@ -1,0 +1,119 @@
+#include "runtime/device/cuda_backend.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "runtime/base/status.h"
+#include "runtime/device/cuda_raii.h"
+#include "runtime/device/cuda_runner.h"
+
+namespace nibble {
+namespace {
+
+absl::StatusOr<DType> DTypeOf(const BackendOptions& options) {
+  switch (options.compute) {
+    case Compute::kAuto: return options.model_dtype == DType::kBF16 ? DType::kBF16 : DType::kF16;
+    case Compute::kF16: return DType::kF16;
+    case Compute::kBF16: return DType::kBF16;
+    case Compute::kF32:
+    case Compute::kFp8:
+    case Compute::kInt8: break;
+  }
+  return absl::UnimplementedError(
+      "the cuda backend computes in 16 bits: --compute is auto, f16 or bf16 there");
+}
+
+absl::StatusOr<int> Attribute(cudaDeviceAttr attribute, int device) {
+  int value = 0;
+  RETURN_IF_ERROR(CudaError(cudaDeviceGetAttribute(&value, attribute, device),
+                            absl::StrCat("asking cuda:", device, " what it is")));
+  return value;
+}
+
+absl::StatusOr<DeviceInfo> Inspect(int device) {
+  cudaDeviceProp properties;
+  RETURN_IF_ERROR(CudaError(cudaGetDeviceProperties(&properties, device),
+                            absl::StrCat("asking cuda:", device, " what it is")));
+  if (properties.major != 9 || properties.minor != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("cuda:", device, " is an ", properties.name, " of compute capability ",
+                     properties.major, ".", properties.minor,
+                     "; this build's kernels are for 9.0 (H100, H200); use --device cpu"));
+  }
+  ASSIGN_OR_RETURN(const int memory_khz, Attribute(cudaDevAttrMemoryClockRate, device));
+  ASSIGN_OR_RETURN(const int bus_bits, Attribute(cudaDevAttrGlobalMemoryBusWidth, device));
+  ASSIGN_OR_RETURN(const int clock_khz, Attribute(cudaDevAttrClockRate, device));
+  DeviceInfo info;
+  info.name = absl::StrCat("cuda:", device);
+  info.description = absl::StrCat(properties.name, ", ", properties.multiProcessorCount, " SMs");
+  info.memory_bytes = static_cast<std::int64_t>(properties.totalGlobalMem);
+  info.memory_bandwidth = 2.0 * memory_khz * 1e3 * bus_bits / 8;  // both edges of the clock
+  constexpr double kFlopsAClock = 4096;                           // an SM of Hopper, 16 bits, dense
+  info.flops = kFlopsAClock * properties.multiProcessorCount * clock_khz * 1e3;
+  return info;
+}
+
+}  // namespace
+
+CudaBackend::CudaBackend(DeviceInfo info, int device, DType dtype)
+    : info_(std::move(info)), context_(std::make_shared<CudaContext>()) {
+  context_->device = device;
+  context_->dtype = dtype;
+}
+
+std::string CudaBackend::ComputeName() const {
+  return context_->dtype == DType::kF16 ? "f16" : "bf16";
+}
+
+absl::StatusOr<std::int64_t> CudaBackend::PackedBytes(std::span<const LinearSpec> specs,
+                                                      PackAxis axis) const {
+  return CudaLinear::PackedBytes(specs, axis);
+}
+
+absl::StatusOr<std::unique_ptr<PackedLinear>> CudaBackend::Pack(
+    std::span<const LinearWeight> weights, PackAxis axis) {
+  ASSIGN_OR_RETURN(std::unique_ptr<CudaLinear> linear, CudaLinear::Pack(*context_, weights, axis));
+  return std::unique_ptr<PackedLinear>(std::move(linear));
+}
+
+std::int64_t CudaBackend::WorkspaceBytes(const Program& program, const StepLimits& limits) const {
+  return CudaRunner::WorkspaceBytes(context_->dtype, program, limits);
+}
+
+absl::StatusOr<std::unique_ptr<Runner>> CudaBackend::Compile(const Program& program,
+                                                             ModelWeights weights,
+                                                             const KvLayout& kv,
+                                                             const StepLimits& limits) {
+  if (kv.dtype != context_->dtype) {
+    return absl::UnimplementedError(absl::StrCat(
+        "the cuda backend keeps keys and values in the type it computes in, ",
+        NameOf(context_->dtype), ", not ", NameOf(kv.dtype), "; change --kv-dtype or --compute"));
+  }
+  context_->lanes.Release();  // weights are there: what they came through makes room
+  ASSIGN_OR_RETURN(std::unique_ptr<CudaRunner> runner,
+                   CudaRunner::Create(context_, program, std::move(weights), kv, limits));
+  return std::unique_ptr<Runner>(std::move(runner));
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> OpenCudaBackend(int device,
+                                                         const BackendOptions& options) {
+  ASSIGN_OR_RETURN(const DType dtype, DTypeOf(options));
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    return absl::FailedPreconditionError(
+        absl::StrCat("CUDA finds no device: ", cudaGetErrorString(error),
+                     "; use --device cpu, or see whether nvidia-smi works here"));
+  }
+  if (device >= count) {
+    return absl::NotFoundError(
+        absl::StrCat("there is no cuda:", device, ": this machine has ", count, " CUDA devices"));
+  }
+  ASSIGN_OR_RETURN(DeviceInfo info, Inspect(device));
+  RETURN_IF_ERROR(CudaError(cudaSetDevice(device), absl::StrCat("opening cuda:", device)));
+  RETURN_IF_ERROR(CudaError(cudaFree(nullptr), absl::StrCat("opening cuda:", device)));
+  return std::unique_ptr<Backend>(std::make_unique<CudaBackend>(std::move(info), device, dtype));
+}
+
+}  // namespace nibble

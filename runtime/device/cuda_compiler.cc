@@ -1,0 +1,465 @@
+#include "runtime/device/cuda_compiler.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "runtime/base/status.h"
+
+namespace nibble {
+namespace {
+
+cuda::Gate GateOf(Activation activation) {
+  return activation == Activation::kSilu ? cuda::Gate::kSilu : cuda::Gate::kGeluTanh;
+}
+
+int RowsOf(const CudaStepShape& shape, bool per_logit_row) {
+  return per_logit_row ? shape.rows : shape.tokens;
+}
+
+}  // namespace
+
+std::int64_t CudaCompiler::AttentionBytes(const Program& program, DType dtype,
+                                          const StepLimits& limits) {
+  std::int64_t most = 0;
+  cuda::AttentionArgs args;
+  args.dtype = dtype;
+  args.heads = program.num_heads;
+  args.kv_heads = program.num_kv_heads;
+  args.head_dim = program.head_dim;
+  for (args.sequences = 1; args.sequences <= limits.max_sequences; ++args.sequences) {
+    for (std::int64_t context = 64;; context *= 2) {
+      args.max_context = static_cast<int>(std::min<std::int64_t>(context, limits.max_context));
+      most = std::max(most, cuda::DecodeWorkspaceBytes(args));
+      if (context >= limits.max_context) break;
+    }
+  }
+  return most;
+}
+
+absl::Status CudaCompiler::Check() const {
+  if (kv_.page_tokens != 64) {
+    return absl::UnimplementedError(
+        absl::StrCat("the cuda backend keeps 64 tokens a page of KV, not ", kv_.page_tokens));
+  }
+  if (kv_.head_dim % 8 != 0 || kv_.head_dim > 256) {
+    return absl::UnimplementedError(
+        absl::StrCat("the cuda backend attends with heads of a multiple of 8, at most 256; the "
+                     "model's have ",
+                     kv_.head_dim));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaCompiler::Compile() {
+  RETURN_IF_ERROR(Check());
+  in_f32_.resize(program_.buffers.size());
+  for (index_ = 0; index_ < program_.ops.size(); ++index_) {
+    RETURN_IF_ERROR(std::visit([this](const auto& op) { return Emit(op); }, program_.ops[index_]));
+  }
+  return absl::OkStatus();
+}
+
+void CudaCompiler::Add(const std::string& what, decltype(CudaProgram::Launch::run) run) {
+  to_.launches_.push_back({absl::StrCat("op ", index_, " ", what), std::move(run)});
+}
+
+bool CudaCompiler::NormCanWait(BufferId normed, std::size_t at) const {
+  const auto* linear =
+      at + 1 < program_.ops.size() ? std::get_if<LinearOp>(&program_.ops[at + 1]) : nullptr;
+  if (linear == nullptr || linear->in != normed || PerLogitRow(normed)) return false;
+  const auto& segments = Linear(linear->weight).segments();
+  if (std::any_of(segments.begin(), segments.end(),
+                  [](const CudaSegment& segment) { return segment.prepares_input(); })) {
+    return false;
+  }
+  // Nobody else reads it before it is written again.
+  for (std::size_t i = at + 2; i < program_.ops.size(); ++i) {
+    const Op& op = program_.ops[i];
+    if (const auto* norm = std::get_if<RmsNormOp>(&op)) {
+      if (norm->in == normed) return false;
+      if (norm->out == normed) return true;
+    } else if (const auto* add = std::get_if<AddRmsNormOp>(&op)) {
+      if (add->delta == normed || add->residual == normed) return false;
+      if (add->out == normed) return true;
+    } else if (const auto* other = std::get_if<LinearOp>(&op)) {
+      if (other->in == normed) return false;
+    } else if (const auto* moe = std::get_if<MoeOp>(&op)) {
+      if (moe->in == normed) return false;
+    }
+  }
+  return true;
+}
+
+absl::Status CudaCompiler::Emit(const EmbedOp& op) {
+  const CudaLinear& table = Linear(op.table);
+  const CudaSegment& segment = table.segments().front();
+  if (table.segments().size() != 1 || segment.order != nullptr) {
+    return absl::UnimplementedError(
+        "the cuda backend embeds from one matrix in the order of its columns");
+  }
+  float* out = to_.F32(op.out);
+  const auto* layout = step_.layout;
+  const std::int32_t* tokens = layout->tokens(step_.inputs);
+  const std::int32_t* slots = layout->token_slots(step_.inputs);
+  const std::int32_t* last = step_.last_tokens;
+  const int dim = Dim(op.out);
+  Add("embed",
+      [=, &segment, scale = op.scale, dtype = to_.dtype_](const Shape& shape, Options options) {
+        if (!segment.dense) {
+          return cuda::EmbedPacked(out, segment.matrix, tokens, last, slots, shape.tokens, scale,
+                                   options);
+        }
+        return cuda::Embed(dtype, out, segment.weights, tokens, last, slots, shape.tokens, dim,
+                           static_cast<int>(segment.matrix.shape.n), scale, options);
+      });
+  SetF32(op.out, true);
+  return absl::OkStatus();
+}
+
+absl::Status CudaCompiler::Emit(const RmsNormOp& op) {
+  const int dim = Dim(op.in);
+  const bool per_row = PerLogitRow(op.in);
+  const float* weight = Vector(op.weight);
+  void* out = to_.Typed(op.out);
+  const DType dtype = to_.dtype_;
+  const float eps = op.eps;
+  if (!InF32(op.in)) {
+    const void* in = to_.Typed(op.in);
+    Add(absl::StrCat("norm ", Name(op.out)), [=](const Shape& shape, Options options) {
+      return cuda::RmsNorm(dtype, out, in, weight, RowsOf(shape, per_row), dim, eps, options);
+    });
+  } else {
+    float* in = to_.F32(op.in);
+    if (NormCanWait(op.out, index_)) {
+      auto* sums = Scratch<float>(to_.square_sums_at_);
+      Add(absl::StrCat("squares of ", Name(op.in)), [=](const Shape& shape, Options options) {
+        return cuda::PrepareNorm(dtype, in, {weight, out, sums}, RowsOf(shape, per_row), dim,
+                                 options);
+      });
+      waiting_norm_ = op.out;
+      waiting_ = {sums, (dim + kTileRows - 1) / kTileRows, dim, eps};
+    } else {
+      Add(absl::StrCat("norm ", Name(op.out)), [=](const Shape& shape, Options options) {
+        return cuda::AddRmsNorm(dtype, in, nullptr, weight, out, RowsOf(shape, per_row), dim, eps,
+                                options);
+      });
+    }
+  }
+  SetF32(op.out, false);
+  return absl::OkStatus();
+}
+
+absl::Status CudaCompiler::Emit(const AddRmsNormOp& op) {
+  const int dim = Dim(op.residual);
+  const bool per_row = PerLogitRow(op.residual);
+  float* residual = to_.F32(op.residual);
+  const void* delta = to_.Typed(op.delta);
+  const float* weight = Vector(op.weight);
+  void* out = to_.Typed(op.out);
+  Add(absl::StrCat("add and norm ", Name(op.out)),
+      [=, dtype = to_.dtype_, eps = op.eps](const Shape& shape, Options options) {
+        return cuda::AddRmsNorm(dtype, residual, delta, weight, out, RowsOf(shape, per_row), dim,
+                                eps, options);
+      });
+  SetF32(op.residual, true);
+  SetF32(op.out, false);
+  return absl::OkStatus();
+}
+
+absl::Status CudaCompiler::Emit(const AddOp& op) {
+  const int dim = Dim(op.residual);
+  const bool per_row = PerLogitRow(op.residual);
+  float* residual = to_.F32(op.residual);
+  const void* delta = to_.Typed(op.delta);
+  Add("add", [=, dtype = to_.dtype_](const Shape& shape, Options options) {
+    return cuda::AddResidual(dtype, residual, delta, std::int64_t{RowsOf(shape, per_row)} * dim,
+                             options);
+  });
+  SetF32(op.residual, true);
+  return absl::OkStatus();
+}
+
+absl::Status CudaCompiler::Emit(const LinearOp& op) {
+  const CudaLinear& linear = Linear(op.weight);
+  const auto& segments = linear.segments();
+  cuda::ProductArgs args;
+  args.dtype = to_.dtype_;
+  args.x = to_.Typed(op.in);
+  args.ldx = Dim(op.in);
+  if (waiting_norm_ == op.in) args.norm_in = waiting_;
+  waiting_norm_.reset();
+  const std::string what = absl::StrCat("product ", Name(op.out));
+
+  const auto* glu = Next<GluOp>();
+  if (glu != nullptr && glu->in == op.out && linear.alternates()) {
+    args.output = cuda::Output::kGlu;
+    args.gate = GateOf(glu->activation);
+    args.out = to_.Typed(glu->out);
+    args.ldo = Dim(glu->out);
+    AddProduct(what, segments.front(), args, op.in);
+    SetF32(glu->out, false);
+    ++index_;
+    return absl::OkStatus();
+  }
+
+  const auto* add_norm = Next<AddRmsNormOp>();
+  const auto* add = Next<AddOp>();
+  const bool adds = (add_norm != nullptr && add_norm->delta == op.out) ||
+                    (add != nullptr && add->delta == op.out);
+  if (adds && segments.size() == 1) {
+    const BufferId residual = add_norm != nullptr ? add_norm->residual : add->residual;
+    args.output = cuda::Output::kResidual;
+    args.residual = to_.F32(residual);
+    const bool fused = add_norm != nullptr && NormCanWait(add_norm->out, index_ + 1);
+    if (fused) {
+      auto* sums = Scratch<float>(to_.square_sums_at_);
+      args.norm_out = {Vector(add_norm->weight), to_.Typed(add_norm->out), sums};
+      const int dim = Dim(residual);
+      waiting_norm_ = add_norm->out;
+      waiting_ = {sums, (dim + kTileRows - 1) / kTileRows, dim, add_norm->eps};
+    }
+    AddProduct(what, segments.front(), args, op.in);
+    SetF32(residual, true);
+    ++index_;
+    if (add_norm == nullptr) return absl::OkStatus();
+    if (fused) {
+      SetF32(add_norm->out, false);
+      return absl::OkStatus();
+    }
+    return Emit(RmsNormOp{residual, add_norm->weight, add_norm->out, add_norm->eps});
+  }
+
+  const bool f32 = op.out == program_.logits;
+  args.output = f32 ? cuda::Output::kStoreF32 : cuda::Output::kStore;
+  args.ldo = Dim(op.out);
+  for (const CudaSegment& segment : segments) {
+    args.out = f32 ? static_cast<void*>(to_.F32(op.out) + segment.row)
+                   : static_cast<char*>(to_.Typed(op.out)) + segment.row * 2;
+    AddProduct(what, segment, args, op.in);
+  }
+  SetF32(op.out, f32);
+  return absl::OkStatus();
+}
+
+// Inputs in the segment's order and rounding; `in` itself where it wants none.
+const void* CudaCompiler::AddPrepare(const CudaSegment& segment, const void* in, BufferId rows) {
+  if (!segment.prepares_input()) return in;
+  cuda::PrepareInputsArgs args;
+  args.dtype = to_.dtype_;
+  args.out = Scratch<char>(to_.prepared_at_);
+  args.in = in;
+  args.ld_in = args.k = static_cast<int>(segment.matrix.shape.k);
+  args.order = segment.order;
+  args.rounding = segment.rounding;
+  args.scale = segment.scale;
+  args.zero = segment.zero;
+  args.threshold = segment.threshold;
+  Add("inputs", [args, per_row = PerLogitRow(rows)](const Shape& shape, Options options) {
+    cuda::PrepareInputsArgs each = args;
+    each.tokens = RowsOf(shape, per_row);
+    return cuda::PrepareInputs(each, options);
+  });
+  return args.out;
+}
+
+void CudaCompiler::AddProduct(const std::string& what, const CudaSegment& segment,
+                              cuda::ProductArgs args, BufferId rows) {
+  args.x = AddPrepare(segment, args.x, rows);
+  args.w = segment.matrix;
+  args.bias = segment.bias;
+  // The lambda keeps no pointer to this compiler: it is gone when steps run.
+  cuda::ProductScratch scratch;
+  scratch.cublas = cublas_;
+  scratch.weights = Scratch<char>(to_.expanded_at_);
+  scratch.raw = Scratch<char>(to_.raw_at_);
+  const std::int64_t expanded = to_.expanded_bytes_, whole = 2 * args.w.shape.n * args.w.shape.k;
+  if (!segment.dense && whole > expanded && cuda::SupportsStream(args.w.shape))
+    scratch.weights = nullptr;  // streamed, however many rows
+  const std::int64_t piece = segment.dense || scratch.weights == nullptr || whole <= expanded
+                                 ? args.w.shape.n
+                                 : expanded / (2 * args.w.shape.k) / kTileRows * kTileRows;
+  Add(what, [=, weights = segment.weights, dense = segment.dense, per_row = PerLogitRow(rows)](
+                const Shape& shape, Options options) {
+    cuda::ProductArgs each = args;
+    each.m = RowsOf(shape, per_row);
+    each.dependent = options.dependent;
+    if (dense) return cuda::DenseProduct(each, weights, scratch, options.stream);
+    // A matrix too large to be expanded at once, in pieces of rows; only heads are.
+    const std::int64_t out_bytes = args.output == cuda::Output::kStoreF32 ? 4 : 2;
+    for (std::int64_t row = 0; row < args.w.shape.n; row += piece) {
+      each.w.shape.n = std::min(piece, args.w.shape.n - row);
+      each.w.blocks =
+          args.w.blocks + row / kTileRows * args.w.shape.Units() * args.w.shape.BlockBytes();
+      if (args.out != nullptr) each.out = static_cast<char*>(args.out) + row * out_bytes;
+      if (args.bias != nullptr) each.bias = args.bias + row;
+      const cudaError_t error = cuda::Product(each, scratch, options.stream);
+      if (error != cudaSuccess) return error;
+    }
+    return cudaSuccess;
+  });
+}
+
+absl::Status CudaCompiler::Emit(const RopeAppendOp& op) {
+  cuda::RopeAppendArgs args;
+  args.dtype = to_.dtype_;
+  args.qkv = to_.Typed(op.qkv);
+  args.ld_qkv = Dim(op.qkv);
+  args.heads = program_.num_heads;
+  args.kv_heads = program_.num_kv_heads;
+  args.head_dim = program_.head_dim;
+  if (op.rope >= 0) {
+    const auto rope = static_cast<std::size_t>(op.rope);
+    args.rope_dim = 2 * static_cast<int>(program_.ropes[rope].inv_freq.size());
+    args.inv_freq = Scratch<float>(to_.ropes_at_[rope]);
+    args.attention_factor = program_.ropes[rope].attention_factor;
+  }
+  args.q_norm = Vector(op.q_norm);
+  args.k_norm = Vector(op.k_norm);
+  args.norm_eps = op.norm_eps;
+  args.positions = step_.layout->positions(step_.inputs);
+  args.slots = step_.layout->places(step_.inputs);
+  args.kv = kv_;
+  args.layer_cache =
+      static_cast<char*>(step_.kv_pool) + op.layer * kv_.LayerStride() * BitsOf(kv_.dtype) / 8;
+  Add("rope and append", [args](const Shape& shape, Options options) {
+    cuda::RopeAppendArgs each = args;
+    each.tokens = shape.tokens;
+    return cuda::RopeAppend(each, options);
+  });
+  return absl::OkStatus();
+}
+
+absl::Status CudaCompiler::Emit(const AttentionOp& op) {
+  cuda::AttentionArgs args;
+  args.dtype = to_.dtype_;
+  args.q = to_.Typed(op.qkv);
+  args.ld_q = Dim(op.qkv);
+  args.out = to_.Typed(op.out);
+  args.heads = program_.num_heads;
+  args.kv_heads = program_.num_kv_heads;
+  args.head_dim = program_.head_dim;
+  args.contexts = step_.layout->contexts(step_.inputs);
+  args.pages = step_.layout->pages(step_.inputs);
+  args.ld_pages = step_.layout->ld_pages();
+  args.kv = kv_;
+  args.layer_cache = static_cast<const char*>(step_.kv_pool) +
+                     op.layer * kv_.LayerStride() * BitsOf(kv_.dtype) / 8;
+  args.scale = op.scale;
+  args.window = op.window;
+  args.softcap = op.softcap;
+  args.sinks = Vector(op.sinks);
+  args.workspace = Scratch<char>(to_.attention_at_);
+  const std::int32_t* query_offsets = step_.layout->query_offsets(step_.inputs);
+  Add("attention", [args, query_offsets](const Shape& shape, Options options) {
+    cuda::AttentionArgs each = args;
+    each.sequences = shape.sequences;
+    each.max_context = shape.max_context;
+    if (shape.decode) return cuda::DecodeAttention(each, options);
+    each.query_offsets = query_offsets;
+    each.max_queries = shape.max_queries;
+    return cuda::PrefillAttention(each, options);
+  });
+  SetF32(op.out, false);
+  return absl::OkStatus();
+}
+
+absl::Status CudaCompiler::Emit(const GluOp& op) {
+  void* out = to_.Typed(op.out);
+  const void* in = to_.Typed(op.in);
+  const int dim = Dim(op.out);
+  // What writes `in` is the product before: only a fused one would have left gates alternating.
+  const auto* linear = index_ > 0 ? std::get_if<LinearOp>(&program_.ops[index_ - 1]) : nullptr;
+  const bool alternate =
+      linear != nullptr && linear->out == op.in && Linear(linear->weight).alternates();
+  Add("glu", [=, gate = GateOf(op.activation), dtype = to_.dtype_, per_row = PerLogitRow(op.in)](
+                 const Shape& shape, Options options) {
+    return cuda::Glu(dtype, out, in, RowsOf(shape, per_row), dim, gate, alternate, options);
+  });
+  SetF32(op.out, false);
+  return absl::OkStatus();
+}
+
+// One expert after the other, for all tokens: right, and far from fast with many experts.
+absl::Status CudaCompiler::Emit(const MoeOp& op) {
+  const DType dtype = to_.dtype_;
+  const int hidden = Dim(op.in), dim = op.intermediate, experts = op.experts;
+  auto* logits = Scratch<float>(to_.router_at_);
+  auto* weights = Scratch<float>(to_.expert_weights_at_);
+  auto* sum = Scratch<float>(to_.expert_sum_at_);
+  auto* gate_up = Scratch<char>(to_.expert_gate_up_at_);
+  auto* activated = Scratch<char>(to_.expert_activated_at_);
+  auto* out = Scratch<char>(to_.expert_out_at_);
+
+  cuda::ProductArgs args;
+  args.dtype = dtype;
+  args.x = to_.Typed(op.in);
+  args.ldx = hidden;
+  args.output = cuda::Output::kStoreF32;
+  args.out = logits;
+  args.ldo = experts;
+  if (Linear(op.router).segments().size() != 1)
+    return absl::InternalError("a router of several parts");
+  AddProduct("router", Linear(op.router).segments().front(), args, op.in);
+  Add("route", [=, top_k = op.top_k, renormalize = op.renormalize](const Shape& shape,
+                                                                   Options options) {
+    return cuda::RouteExperts(logits, weights, shape.tokens, experts, top_k, renormalize, options);
+  });
+  const auto& wide = Linear(op.gate_up).segments();
+  const auto& narrow = Linear(op.down).segments();
+  if (wide.size() != static_cast<std::size_t>(experts) || narrow.size() != wide.size()) {
+    return absl::InternalError(
+        absl::StrCat("stacks of ", wide.size(), " and ", narrow.size(), " experts, not ", experts));
+  }
+  for (int e = 0; e < experts; ++e) {
+    args.x = to_.Typed(op.in);
+    args.ldx = hidden;
+    args.output = cuda::Output::kStore;
+    args.out = gate_up;
+    args.ldo = 2 * dim;
+    AddProduct("expert gate_up", wide[static_cast<std::size_t>(e)], args, op.in);
+    Add("expert glu", [=, gate = GateOf(op.activation)](const Shape& shape, Options options) {
+      return cuda::Glu(dtype, activated, gate_up, shape.tokens, dim, gate, false, options);
+    });
+    args.x = activated;
+    args.ldx = dim;
+    args.out = out;
+    args.ldo = hidden;
+    AddProduct("expert down", narrow[static_cast<std::size_t>(e)], args, op.in);
+    Add("expert sum", [=](const Shape& shape, Options options) {
+      return cuda::AddExpert(dtype, sum, out, weights, experts, e, e == 0, shape.tokens, hidden,
+                             options);
+    });
+  }
+  void* to = to_.Typed(op.out);
+  Add("experts", [=](const Shape& shape, Options options) {
+    return cuda::Convert(dtype, to, DType::kF32, sum, std::int64_t{shape.tokens} * hidden, options);
+  });
+  SetF32(op.out, false);
+  return absl::OkStatus();
+}
+
+absl::Status CudaCompiler::Emit(const GatherRowsOp& op) {
+  const bool f32 = InF32(op.in);
+  const std::int64_t row_bytes = std::int64_t{Dim(op.in)} * (f32 ? 4 : 2);
+  const void* in = f32 ? static_cast<const void*>(to_.F32(op.in)) : to_.Typed(op.in);
+  void* out = f32 ? static_cast<void*>(to_.F32(op.out)) : to_.Typed(op.out);
+  const std::int32_t* rows = step_.layout->row_tokens(step_.inputs);
+  Add("gather", [=](const Shape& shape, Options options) {
+    return cuda::GatherRows(out, in, rows, shape.rows, row_bytes, options);
+  });
+  SetF32(op.out, f32);
+  return absl::OkStatus();
+}
+
+absl::Status CudaCompiler::Emit(const SoftcapOp& op) {
+  float* logits = to_.F32(op.logits);
+  const int dim = Dim(op.logits);
+  const bool per_row = PerLogitRow(op.logits);
+  Add("softcap", [=, cap = op.softcap](const Shape& shape, Options options) {
+    return cuda::Softcap(logits, std::int64_t{RowsOf(shape, per_row)} * dim, cap, options);
+  });
+  return absl::OkStatus();
+}
+
+}  // namespace nibble

@@ -1,0 +1,60 @@
+// Weights packed for a GPU: owns the device bytes that its products read.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/cuda/model_ops.h"
+#include "runtime/device/backend.h"
+#include "runtime/device/cuda_upload.h"
+#include "runtime/weights/linear_weight.h"
+
+namespace nibble {
+
+// What all weights of a backend share.
+struct CudaContext {
+  int device = 0;
+  DType dtype = DType::kF16;  // of activations, and of weights that no packed form holds
+  CudaArena arena;
+  CudaLanes lanes;
+};
+
+// One matrix of the layer: rows that one product computes, or one expert.
+struct CudaSegment {
+  bool dense = false;
+  cuda::PackedMatrix matrix;            // of a dense one the shape's n and k
+  const void* weights = nullptr;        // dense: T[n, k]
+  std::int64_t row = 0;                 // of its first output in the layer's (not of experts)
+  const float* bias = nullptr;          // f32[n] in packed order
+  const std::int32_t* order = nullptr;  // which input each stored column multiplies, or null
+  cuda::InputRounding rounding = cuda::InputRounding::kNone;
+  float scale = 1.0f, zero = 0.0f, threshold = 0.0f;  // of the rounding
+
+  // Whether the input must be reordered or rounded before the product.
+  bool prepares_input() const { return order != nullptr || rounding != cuda::InputRounding::kNone; }
+};
+
+class CudaLinear final : public PackedLinear {
+ public:
+  // Thread-safe. Errors: what PackedBytes refuses, weights that disagree with their own
+  // description, and no memory.
+  static absl::StatusOr<std::unique_ptr<CudaLinear>> Pack(CudaContext& context,
+                                                          std::span<const LinearWeight> weights,
+                                                          PackAxis axis);
+  // Exactly CudaLinear::bytes of what Pack makes of such weights.
+  static absl::StatusOr<std::int64_t> PackedBytes(std::span<const LinearSpec> specs, PackAxis axis);
+
+  const std::vector<CudaSegment>& segments() const { return segments_; }
+  // Rows alternate, 16 of the first half and 16 of the second: what a gated product wants.
+  bool alternates() const { return alternates_; }
+
+ private:
+  CudaArena::Piece memory_;
+  std::vector<CudaSegment> segments_;
+  bool alternates_ = false;
+};
+
+}  // namespace nibble

@@ -1,0 +1,83 @@
+// A Program compiled to launches of CUDA kernels, with neighbours fused.
+#pragma once
+
+#include <cublas_v2.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kernels/cuda/model_ops.h"
+#include "runtime/device/backend.h"
+#include "runtime/device/cuda_linear.h"
+#include "runtime/device/cuda_step.h"
+#include "runtime/device/program.h"
+
+namespace nibble {
+
+// Owns the weights and knows where activations lie; one thread calls it. The constructor only
+// reserves device memory in the layout, from the program alone, so that a plan can ask for the
+// size; Bind gives the memory and the weights and compiles.
+class CudaProgram {
+ public:
+  // One kernel of a step, or a few that belong together.
+  struct Launch {
+    std::string name;  // "op 12 product qkv"
+    std::function<cudaError_t(const CudaStepShape&, cuda::LaunchOptions)> run;
+  };
+  // Fixed addresses that steps read and write besides activations.
+  struct StepMemory {
+    const CudaStepLayout* layout = nullptr;
+    const std::byte* inputs = nullptr;  // on the device
+    const std::int32_t* last_tokens = nullptr;
+    void* kv_pool = nullptr;
+  };
+
+  CudaProgram(Program program, DType dtype, const StepLimits& limits, CudaLayout& layout);
+
+  // Internal when the program and the weights disagree; Unimplemented names what has no kernel.
+  absl::Status Bind(const CudaMemory& memory, ModelWeights weights, const KvLayout& kv,
+                    cublasHandle_t cublas, const StepMemory& step, cudaStream_t stream);
+
+  // In order; each may be launched dependent on the one before.
+  const std::vector<Launch>& launches() const { return launches_; }
+  float* logits() const { return F32(program_.logits); }
+  const Program& program() const { return program_; }
+  std::int64_t weights_bytes() const { return weights_bytes_; }
+
+ private:
+  friend class CudaCompiler;
+  // Where a buffer's values lie: residual streams and logits in f32, what products read in T; an
+  // op may turn one into the other in place, so a buffer can have both.
+  struct Storage {
+    std::int64_t f32 = -1, typed = -1;
+  };
+
+  float* F32(BufferId id) const;
+  void* Typed(BufferId id) const;
+  std::int64_t MaxRows(BufferId id) const;
+  void PlanStorage(CudaLayout& layout);
+  void PlanScratch(CudaLayout& layout);
+
+  const Program program_;
+  const DType dtype_;
+  const StepLimits limits_;
+  std::vector<Storage> storage_;
+  std::vector<std::int64_t> ropes_at_;                  // f32[rope_dim / 2] of each table
+  std::int64_t expanded_at_ = -1, expanded_bytes_ = 0;  // ProductScratch::weights
+  std::int64_t raw_at_ = -1, prepared_at_ = -1, square_sums_at_ = -1, attention_at_ = -1;
+  std::int64_t router_at_ = -1, expert_weights_at_ = -1, expert_sum_at_ = -1,
+               expert_gate_up_at_ = -1, expert_activated_at_ = -1, expert_out_at_ = -1;
+
+  std::byte* memory_ = nullptr;
+  ModelWeights weights_;
+  std::vector<const CudaLinear*> linears_;
+  CudaMemory vectors_;  // f32 of every norm, one after the other
+  std::vector<const float*> vector_at_;
+  std::int64_t weights_bytes_ = 0;
+  std::vector<Launch> launches_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,100 @@
+// A model on one GPU.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "runtime/device/backend.h"
+#include "runtime/device/cuda_program.h"
+#include "runtime/device/cuda_raii.h"
+#include "runtime/device/cuda_slots.h"
+#include "runtime/device/cuda_step.h"
+#include "runtime/device/step_check.h"
+
+namespace nibble {
+
+// Steps run in launch order on one stream; one may be launched while another runs. A decode step is
+// a graph, captured at load for a number of sequences and a bound of their contexts. One thread
+// calls it; its memory outlives every launched step.
+class CudaRunner final : public Runner {
+ public:
+  static absl::StatusOr<std::unique_ptr<CudaRunner>> Create(
+      const std::shared_ptr<CudaContext>& context, const Program& program, ModelWeights weights,
+      const KvLayout& kv, const StepLimits& limits);
+  ~CudaRunner() override;
+
+  // Exactly memory().workspace_bytes of such a runner.
+  static std::int64_t WorkspaceBytes(DType dtype, const Program& program, const StepLimits& limits);
+
+  int depth() const override { return 1; }
+  absl::Status Launch(const StepInput& input) override;
+  absl::StatusOr<StepResult> Collect() override;
+  int in_flight() const override { return static_cast<int>(flying_.size()); }
+  RunnerMemory memory() const override { return memory_; }
+
+  // Seconds of each launch of a step of this shape, alone on the device, by the names of
+  // CudaProgram::Launch; sampling last. For benches: the sequences of the step are of no one.
+  struct Timing {
+    std::string name;
+    double seconds = 0.0;
+  };
+  absl::StatusOr<std::vector<Timing>> TimeLaunches(const CudaStepShape& shape, int repeats);
+
+ private:
+  static constexpr int kSets = CudaSlots::kSets;
+
+  struct DecodeGraph {
+    int sequences = 0, max_context = 0;
+    CudaGraphExec exec;
+  };
+  struct Flying {
+    std::uint64_t id = 0;
+    int rows = 0, set = 0;
+    std::string what;  // "step 12, decode of 4"
+    std::vector<bool> scored;
+  };
+  struct Set {  // of one step in flight
+    CudaMemory inputs, results;
+    CudaEvent begin, end;
+  };
+
+  CudaRunner(std::shared_ptr<CudaContext> context, const Program& program, const KvLayout& kv,
+             const StepLimits& limits);
+  absl::Status Allocate(ModelWeights weights, const KvLayout& kv);
+  absl::Status CaptureGraphs();
+  absl::Status Capture(const CudaStepShape& shape);
+  absl::Status SendEmpty(const CudaStepShape& shape);
+  absl::Status LaunchStep(const StepInput& input, const std::string& what);
+  absl::Status RunKernels(const CudaStepShape& shape, const std::string& what);
+  cudaError_t RunSampler(const CudaStepShape& shape, cuda::LaunchOptions options);
+  // The smallest graph that holds the step; null: none.
+  const DecodeGraph* FindGraph(const CudaStepShape& shape) const;
+  absl::Status Fail(absl::Status status);
+
+  const std::shared_ptr<CudaContext> context_;
+  const StepLimits limits_;
+  CudaLayout layout_;  // the three below reserve from it in their constructors
+  CudaProgram program_;
+  CudaStepLayout step_layout_;
+  CudaSlots slots_;
+  std::int64_t inputs_at_, results_at_, cublas_at_;
+  StepChecker checker_;
+
+  CudaMemory workspace_, kv_pool_;
+  CudaStream stream_;
+  CublasHandle cublas_;
+  std::array<Set, kSets> sets_;
+  std::vector<DecodeGraph> graphs_;  // by sequences, then context
+  RunnerMemory memory_;
+
+  std::deque<Flying> flying_;
+  int next_set_ = 0;
+  absl::Status sticky_;
+};
+
+}  // namespace nibble
