@@ -108,17 +108,15 @@ void PublishMemory(ModelMetrics& metrics, const MemoryPlan& plan, const RunnerMe
 
 absl::StatusOr<std::shared_ptr<Backend>> OpenDevices::Get(const BackendOptions& options) {
   std::lock_guard lock(mutex_);
-  const std::string key =
+  // A host's backend is one whatever type its models were made in.
+  const std::string host_key =
       absl::StrCat(options.device, "/", options.threads, "/", static_cast<int>(options.compute));
-  std::shared_ptr<Backend>& backend = backends_[key];
-  if (backend == nullptr) {
-    absl::StatusOr<std::unique_ptr<Backend>> opened = OpenBackend(options);
-    if (!opened.ok()) {
-      backends_.erase(key);
-      return opened.status();
-    }
-    backend = *std::move(opened);
+  const std::string key = absl::StrCat(host_key, "/", NameOf(options.model_dtype));
+  for (const std::string& known : {host_key, key}) {
+    if (const auto found = backends_.find(known); found != backends_.end()) return found->second;
   }
+  ASSIGN_OR_RETURN(std::shared_ptr<Backend> backend, OpenBackend(options));
+  backends_[backend->info().name == "cpu" ? host_key : key] = backend;
   return backend;
 }
 
@@ -134,7 +132,9 @@ absl::StatusOr<OpenedModel> OpenModel(const LoadSpec& spec, OpenDevices& devices
   ASSIGN_OR_RETURN(opened.checkpoint, Checkpoint::Open(spec.path));
   ASSIGN_OR_RETURN(opened.format, OpenFormat(*opened.checkpoint, spec.quantize));
   ASSIGN_OR_RETURN(opened.config, ReadModelConfig(*opened.checkpoint));
-  ASSIGN_OR_RETURN(opened.backend, devices.Get(spec.backend));
+  BackendOptions backend = spec.backend;
+  backend.model_dtype = opened.config.dtype;
+  ASSIGN_OR_RETURN(opened.backend, devices.Get(backend));
   return opened;
 }
 

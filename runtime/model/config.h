@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/dtype.h"
 #include "runtime/device/program.h"
 #include "runtime/weights/checkpoint.h"
 
@@ -49,6 +50,9 @@ struct ModelConfig {
                vocab = 0;
   std::int32_t max_context = 0;
   float norm_eps = 1e-6f;
+  // What activations are rounded to where nothing else is asked for and the device computes in 16
+  // bits: the type the model was trained in, kF16 or kBF16.
+  DType dtype = DType::kF16;
   bool tied_head = false;
   bool qk_norm = false;
   bool post_norms = false;           // gemma: norms after attention and MLP too

@@ -112,21 +112,35 @@ absl::Status ReadActivation(const ConfigSource& source, const Architecture& row,
   return absl::OkStatus();
 }
 
-// Hugging Face multiplies by sqrt(hidden) rounded to the type the weights are stored in; GGUF by
-// its f32.
-absl::StatusOr<float> EmbeddingScale(const ConfigSource& source, const Checkpoint& checkpoint,
-                                     std::int32_t hidden) {
-  const float scale = std::sqrt(static_cast<float>(hidden));
-  if (source.is_gguf()) return scale;
+// "bfloat16", "float16", ...; nothing in GGUF.
+absl::StatusOr<std::optional<std::string>> TrainedType(const ConfigSource& source,
+                                                       const Checkpoint& checkpoint) {
+  if (source.is_gguf()) return std::optional<std::string>();
   ASSIGN_OR_RETURN(std::optional<std::string> dtype, source.String({"dtype|torch_dtype", nullptr}));
   if (!dtype && checkpoint.config().is_object()) {  // a multimodal wrapper says it outside
     ASSIGN_OR_RETURN(
         dtype,
         ConfigSource::HuggingFace(checkpoint.config(), "").String({"dtype|torch_dtype", nullptr}));
   }
+  return dtype;
+}
+
+// Hugging Face multiplies by sqrt(hidden) rounded to the type the weights are stored in; GGUF by
+// its f32.
+absl::StatusOr<float> EmbeddingScale(const ConfigSource& source, const Checkpoint& checkpoint,
+                                     std::int32_t hidden) {
+  const float scale = std::sqrt(static_cast<float>(hidden));
+  ASSIGN_OR_RETURN(std::optional<std::string> dtype, TrainedType(source, checkpoint));
   if (dtype == "bfloat16") return Bf16ToF32(F32ToBf16(scale));
   if (dtype == "float16") return F16ToF32(F32ToF16(scale));
   return scale;
+}
+
+// Models with norms behind attention and MLP (Gemma) let their sums grow beyond f16.
+absl::StatusOr<DType> ActivationType(const ConfigSource& source, const Checkpoint& checkpoint,
+                                     const ModelConfig& config) {
+  ASSIGN_OR_RETURN(std::optional<std::string> dtype, TrainedType(source, checkpoint));
+  return dtype == "bfloat16" || config.post_norms ? DType::kBF16 : DType::kF16;
 }
 
 absl::Status ReadScales(const ConfigSource& source, const Architecture& row,
@@ -216,6 +230,7 @@ absl::Status ReadShape(const ConfigSource& source, const Architecture& row,
   config.post_norms = row.post_norms;
   config.norm_adds_one = row.norm_adds_one && !source.is_gguf();
   config.gguf_interleaved_qk = row.gguf_interleaved_qk && source.is_gguf();
+  ASSIGN_OR_RETURN(config.dtype, ActivationType(source, checkpoint, config));
   RETURN_IF_ERROR(ReadHeads(source, defaults, config));
   RETURN_IF_ERROR(ReadVocabulary(source, defaults, checkpoint, config));
   RETURN_IF_ERROR(ReadExperts(source, row, config));
