@@ -81,7 +81,7 @@ def average(metric, by):
 OK, NOT_OK, QUEUE_FULL = ',code="OK"', ',code!="OK"', ',reason="QUEUE_FULL"'
 SERVING, PLANNED, ACTUAL = ',state="serving"', ',source="planned"', ',source="actual"'
 BAD = steps((None, "green"), (0.001, "orange"), (0.01, "red"))
-FULL = steps((None, "green"), (0.8, "orange"), (0.95, "red"))
+FULL = steps((None, "green"), (0.8, "orange"), (0.98, "red"))
 ZERO = steps((None, "red"), (1, "green"))
 
 THROUGHPUT = [
@@ -112,7 +112,7 @@ SCHEDULER = [
           about="After preemptions, a second.")]
 KV = [
     lines("KV pool", [(f"sum by (state) (nibble_kv_blocks{{{MODEL}}})", "{{state}}")], stack=True, about="Blocks; cached ones are kept for their prefix and freed on demand."),
-    lines("KV pool used, of all", [(f"max by (model) (instance_model:nibble_kv_usage:ratio{{{MODEL}}})", "{{model}}")], "percentunit", limit=0.95, max=1,
+    lines("KV pool used, of all", [(f"max by (model) (instance_model:nibble_kv_usage:ratio{{{MODEL}}})", "{{model}}")], "percentunit", limit=0.8, max=1,
           about="The fullest instance."),
     lines("Prompt tokens found in the prefix cache", [(f"sum by (model_name) ({rate('vllm:prefix_cache_hits_total', VLLM)}) / sum by (model_name) ({rate('vllm:prefix_cache_queries_total', VLLM)})",
                                                       "{{model_name}}")], "percentunit", max=1)]
@@ -172,7 +172,7 @@ BY_MODEL = [
         lines("Waiting", [(f"sum by (instance) (nibble_requests_waiting{{{MODEL}}})", "{{instance}}")], stack=True),
         lines("First token, p99", [(quantiles("nibble_time_to_first_token_seconds", by=", instance")[2][0], "{{instance}}")], "s"),
         lines("Between tokens, p99", [(quantiles("nibble_inter_token_seconds", by=", instance")[2][0], "{{instance}}")], "s"),
-        lines("KV used", [(f"max by (instance) (instance_model:nibble_kv_usage:ratio{{{MODEL}}})", "{{instance}}")], "percentunit", limit=0.95)]),
+        lines("KV used", [(f"max by (instance) (instance_model:nibble_kv_usage:ratio{{{MODEL}}})", "{{instance}}")], "percentunit", limit=0.8)]),
     ("Steps", [heat("Tokens of a decode step", "nibble_step_tokens", "short", 12, MODEL + ',phase="decode"'),
                heat("Tokens of a prefill step", "nibble_step_tokens", "short", 12, MODEL + ',phase="prefill"')]),
     ("Scheduler", SCHEDULER), ("KV cache", KV),
