@@ -44,7 +44,7 @@ std::string FindBadUtf8(const Descriptor& type, absl::string_view bytes, int dep
     const UnknownField& value = fields.field(i);
     const FieldDescriptor* field = type.FindFieldByNumber(value.number());
     if (field == nullptr || value.type() != UnknownField::TYPE_LENGTH_DELIMITED) continue;
-    std::string name = field->name();
+    std::string name(field->name());  // a string_view in newer protobufs
     if (field->is_repeated())
       absl::StrAppend(&name, "[", seen[static_cast<std::size_t>(field->index())]++, "]");
     if (field->type() == FieldDescriptor::TYPE_STRING && !IsValidUtf8(value.length_delimited()))

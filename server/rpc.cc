@@ -14,7 +14,11 @@ namespace {
 
 constexpr int kMaxRequestBytes = 4 << 20;
 constexpr int kMaxConcurrentStreams = 1024;  // of one connection
-constexpr int kMaxReflectionThreads = 256;   // the reflection service is synchronous
+// A proxy that lets larger headers through would let one client harm the others: gRPC 1.51 drops
+// what exceeds this without keeping the header compression state that the connection's streams
+// share.
+constexpr int kMaxMetadataBytes = 32 << 10;
+constexpr int kMaxReflectionThreads = 256;  // the reflection service is synchronous
 constexpr int kKeepaliveTimeMs =
     30'000;  // a half-open connection is closed after this and the timeout
 constexpr int kKeepaliveTimeoutMs = 10'000;
@@ -198,6 +202,7 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const RpcServerOptio
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT,
                              0);  // a second daemon on the port is an error
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxConcurrentStreams);
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveTimeMs);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);

@@ -1,10 +1,8 @@
 #include "server/serve.h"
 
-#include <grpc/support/log.h>
 #include <unistd.h>
 
 #include <cstdio>
-#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -12,9 +10,9 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
-#include "google/protobuf/stubs/logging.h"
 #include "runtime/base/log.h"
 #include "server/daemon.h"
+#include "server/library_logs.h"
 #include "server/load_display.h"
 #include "server/options.h"
 #include "server/signals.h"
@@ -28,16 +26,6 @@ constexpr absl::Duration kLostDrainTimeout =
     absl::Seconds(1);  // a supervisor waits to start us again
 
 enum ExitStatus { kDone = 0, kFailed = 1, kUsage = 2, kModelUnusable = 3, kDeviceLost = 4 };
-
-// gRPC's own complaints go into our log; whatever is below an error is noise to an operator.
-void QuietLibraries() {
-  google::protobuf::SetLogHandler(
-      nullptr);  // a request that does not parse is the client's business
-  if (std::getenv("GRPC_VERBOSITY") != nullptr || std::getenv("GRPC_TRACE") != nullptr) return;
-  gpr_set_log_verbosity(GPR_LOG_SEVERITY_ERROR);
-  gpr_set_log_function(
-      [](gpr_log_func_args* record) { LogWarning("grpc", {{"text", record->message}}); });
-}
 
 std::vector<std::string> Environment() {
   std::vector<std::string> variables;

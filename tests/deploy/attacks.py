@@ -146,11 +146,23 @@ def empty_data(address, frames):
     return connection.end(sent)
 
 
-def odd_headers(address, extra):
-    """One request with headers that gRPC treats apart, at the edge of the header limit (CVE-2023-1428)."""
+def odd_headers(address, extra, where):
+    """One request with headers, or trailers, that gRPC treats apart or that are too large (CVE-2023-1428, -32731, -32732)."""
     connection = Connection(address)
-    connection.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, request_headers(extra=extra)))
-    return connection.end(1, settle=0.2)
+    if where == "headers":
+        connection.send(frames_of(request_headers(extra=extra), END_STREAM))
+    else:
+        connection.send(frames_of(request_headers(), 0) + frame(DATA, 0, 1, bytes(5))
+                        + frames_of(hpack.Encoder().encode(extra, huffman=False), END_STREAM))
+    return connection.end(1, settle=0.05)
+
+
+def frames_of(block, flags):
+    """HEADERS, and CONTINUATION for what does not fit into a frame."""
+    pieces = [block[i:i + 16384] for i in range(0, len(block), 16384)]
+    kinds = [HEADERS] + [CONTINUATION] * (len(pieces) - 1)
+    return b"".join(frame(kind, (flags if i == 0 else 0) | (END_HEADERS if i == len(pieces) - 1 else 0), 1, piece)
+                    for i, (kind, piece) in enumerate(zip(kinds, pieces)))
 
 
 def idle_connections(address, count):
