@@ -150,6 +150,8 @@ inline std::unique_ptr<Runner> Compile(Backend& backend, TinyModel model) {
 // Builds step inputs; its vectors back the spans of the last one.
 class StepBuilder {
  public:
+  explicit StepBuilder(std::int32_t page_tokens = 16) : page_tokens_(page_tokens) {}
+
   // Appends `tokens` at `position` for the sequence in `slot`, whose pages are 4 * slot ...
   void Append(std::int32_t slot, std::int32_t position, const std::vector<std::int32_t>& tokens) {
     const auto count = static_cast<std::int32_t>(tokens.size());
@@ -160,7 +162,7 @@ class StepBuilder {
     slots_.push_back(slot);
     query_.push_back(count);
     context_.push_back(position + count);
-    for (std::int32_t page = 0; page * 16 < position + count; ++page)
+    for (std::int32_t page = 0; page * page_tokens_ < position + count; ++page)
       tables_.push_back(Page(slot, page));
     offsets_.push_back(static_cast<std::int32_t>(tables_.size()));
   }
@@ -181,6 +183,7 @@ class StepBuilder {
   StepInput Input(std::uint64_t id = 1) {
     StepInput input;
     input.id = id;
+    input.phase = tokens_.size() == slots_.size() ? Phase::kDecode : Phase::kPrefill;
     input.tokens = tokens_;
     input.positions = positions_;
     input.slots = slots_;
@@ -200,6 +203,7 @@ class StepBuilder {
   }
 
  private:
+  const std::int32_t page_tokens_;
   std::vector<std::int32_t> tokens_, positions_, slots_, query_, context_, offsets_ = {0}, tables_;
   std::vector<SlotInit> inits_;
   std::vector<LogitRow> rows_;
