@@ -63,7 +63,8 @@ def test_rules_are_well_formed():
 
 def test_alerts_fire_and_stay_quiet_on_recorded_series():
     assert "SUCCESS" in run("promtool", "test", "rules", HERE / "promtool/alerts.yaml")
-    tested = {case["name"] for case in yaml.safe_load((HERE / "promtool/alerts.yaml").read_text())["tests"]}
+    cases = yaml.safe_load((HERE / "promtool/alerts.yaml").read_text())["tests"]
+    tested = {name for case in cases for name in case["name"].split(", ")}
     assert tested == {rule["alert"] for rule in every_alert()}
 
 
@@ -151,6 +152,23 @@ def calm_load(daemon):
                 asking(0.1, text="bad", sampling={"temperature": -1.0}), asking(0.1, model="nobody", text="x"), cancel)
 
 
+def hungry_load(daemon):
+    """Keeps the queue full."""
+    return Load(daemon, *[asking(0.03, text="x", stopping={"max_tokens": 3000, "ignore_eos": True})] * 8)
+
+
+def uneven_load(daemon):
+    """Short answers among long ones make the scheduler expect short ones, so that it admits more long ones than fit."""
+    return Load(daemon, *[asking(text="x", sampling={"seed": i}, stopping={"max_tokens": 1500, "ignore_eos": True})
+                          for i in range(8)], *[asking(text="x", stopping={"max_tokens": 2}, priority=5)] * 2)
+
+
+def heavy_load(daemon):
+    """More than one thread can do in time."""
+    return Load(daemon, *[asking(text=f"Story {i}: " + "once upon a time " * 8, sampling={"seed": i}, output={"num_outputs": 8},
+                                 stopping={"max_tokens": 400, "ignore_eos": True}) for i in range(16)])
+
+
 def nan_model(directory):
     """The tiny model with a last norm of NaN: it loads, and computes no number."""
     path = tiny_model.write(directory) / "model.safetensors"
@@ -164,11 +182,14 @@ def nan_model(directory):
 
 class Scene:
     def __init__(self, directory, tiny, smollm2):
-        self.directory, self.tiny, self.fired, self.frozen, self.loads = directory, tiny, set(), [], []
+        self.may_trace = True
+        self.directory, self.tiny, self.fired, self.frozen, self.loads, self.daemons = directory, tiny, set(), [], {}, {}
+        if smollm2:  # takes the longest to load
+            self.daemons["slow"] = Daemon(f"slow={smollm2}", args=["--threads", "1", "--max-batch", "64", "--max-itl", "1s"], wait=False)
         small = ("--threads", "1", "--kv-memory", "1MiB")
         models = directory / "models"
         self.crash_port = f"127.0.0.1:{free_port()}"
-        self.daemons = {
+        self.daemons |= {
             "calm": Daemon(f"calm={tiny}"),
             "crashing": self.crashing(),
             "queue": Daemon(f"queue={tiny}", args=[*small, "--max-queue", "4", "--max-batch", "1"]),
@@ -177,19 +198,26 @@ class Scene:
             "draining": Daemon(f"draining={tiny}", args=["--drain-timeout", "90s"]),
             "broken": Daemon(f"nan={nan_model(models / 'nan')}", f"lost={tiny_model.write(models / 'good')}",
                              args=["--admin-listen", "127.0.0.1:0", "--model-root", str(models)])}
-        if smollm2:
-            self.daemons["slow"] = Daemon(f"slow={smollm2}", args=["--threads", "1", "--max-batch", "64", "--max-itl", "1s"])
+        (models / "damaged").mkdir()
+        (models / "damaged/config.json").write_text((models / "good/config.json").read_text())
+        for daemon in self.daemons.values():
+            daemon.wait_ready()
         targets = {name: (daemon.http, {"namespace": "ai", "pod": f"chat-{i}f-{name}"})
                    for i, (name, daemon) in enumerate(self.daemons.items())}
-        self.load("calm", calm_load)
         self.prometheus = Prometheus(directory, targets, {
             f"{name}.yaml": shorten(load_rules(name), FACTOR) for name in ("recording", "alerts")}, INTERVAL)
-        # The causes that need no more than time begin now.
+        # All causes begin at once; the tests then wait for the alerts of each, end it, and wait for the alerts' ends.
+        self.load("calm", calm_load)
         for name in ("hanging", "draining"):
             self.hang(name)
-        self.daemons["draining"].terminate()
+        if self.may_trace:
+            self.daemons["draining"].terminate()
         self.load("broken", lambda daemon: Load(daemon, asking(0.1, model="nan", text="x", stopping={"max_tokens": 2})))
-        self.replace_lost(models / "nothing")
+        self.replace_lost(models / "damaged")
+        self.load("queue", hungry_load)
+        self.load("kv", uneven_load)
+        if smollm2:
+            self.load("slow", heavy_load)
         self.prometheus.wait("the first scrapes", lambda: {labels["instance"] for labels, value in self.prometheus.query("up == 1")} >=
                              set(self.daemons))
 
@@ -197,24 +225,36 @@ class Scene:
         return Daemon(f"crashing={self.tiny}", http_listen=self.crash_port)
 
     def load(self, name, make):
-        self.loads.append(load := make(self.daemons[name]))
-        return load
+        self.loads[name] = make(self.daemons[name])
 
     def hang(self, name):
         """Stops the engine's thread within a request."""
         daemon = self.daemons[name]
         client = daemon.client()
-        call = client.Generate(text="x", stopping={"max_tokens": 4000, "ignore_eos": True}, output={"num_outputs": 32}, timeout=120)
-        threading.Thread(target=lambda: [None for _ in call], daemon=True).start()
+        call = client.Generate(text="x", stopping={"max_tokens": 4000, "ignore_eos": True}, output={"num_outputs": 4}, timeout=120)
+
+        def read():
+            with contextlib.suppress(grpc.RpcError):  # it may be killed while it hangs
+                for _ in call:
+                    pass
+        threading.Thread(target=read, daemon=True).start()
         while not daemon.metric("nibble_requests_running"):
             time.sleep(0.005)
-        self.frozen.append((name, freeze(daemon.process.pid, "nibble-engine")))
+        try:
+            self.frozen.append((name, freeze(daemon.process.pid, "nibble-engine")))
+        except PermissionError:
+            self.may_trace = False
+            return
         assert daemon.metric("nibble_requests_running") == 1
 
     def thaw(self, name):
         for frozen in [frozen for frozen in self.frozen if frozen[0] == name]:
             self.frozen.remove(frozen)
             thaw(frozen[1])
+
+    def need_trace(self):
+        if not self.may_trace:
+            pytest.skip("this machine does not allow ptrace, so that no thread can be made to hang")
 
     def replace_lost(self, path):
         admin = Client(self.daemons["broken"].admin)
@@ -237,7 +277,7 @@ class Scene:
             self.thaw(name)  # a traced thread would keep its process from ending
         for daemon in self.daemons.values():
             daemon.stop()
-        for load in self.loads:
+        for load in self.loads.values():
             load.stop()
         if hasattr(self, "prometheus"):
             self.prometheus.stop()
@@ -292,7 +332,7 @@ def substitute(expression):
 
 
 def queries_of(board):
-    """(where, expression) of all panels, annotations and variables."""
+    """(where, expression) of all targets of all panels."""
     for panel in board["panels"]:
         for target in panel.get("targets", ()):
             yield f"panel {panel['title']}", substitute(target["expr"])
@@ -388,42 +428,34 @@ def test_too_many_connections_for_the_descriptors_allowed(scene):
 
 
 def test_more_clients_than_the_queue_holds(scene):
-    asks = [asking(0.03, text="x", stopping={"max_tokens": 3000, "ignore_eos": True}) for _ in range(8)]
-    load = scene.load("queue", lambda daemon: Load(daemon, *asks))
     scene.expect("NibbleQueueNearlyFull", instance="queue", model="queue")
     scene.expect("NibbleRejecting", instance="queue", model="queue")
     scene.expect("NibbleAvailabilityBurn", model="queue", severity="critical")
-    load.stop()
+    scene.loads["queue"].stop()
     for name in ("NibbleRejecting", "NibbleQueueNearlyFull"):
         scene.expect_end(name, model="queue")
 
 
-def test_long_answers_among_short_ones_in_a_small_pool(scene):
-    """The short ones make the scheduler expect short ones, so that it admits more long ones than fit."""
-    asks = [asking(text="x", sampling={"seed": i}, stopping={"max_tokens": 1500, "ignore_eos": True}) for i in range(8)]
-    asks += [asking(text="x", stopping={"max_tokens": 2}, priority=5)] * 2
-    load = scene.load("kv", lambda daemon: Load(daemon, *asks))
+def test_a_pool_too_small_for_what_is_admitted(scene):
     scene.expect("NibblePreempting", instance="kv", model="kv")
     scene.expect("NibbleKvFull", instance="kv", model="kv")
-    load.stop()
+    scene.loads["kv"].stop()
     for name in ("NibblePreempting", "NibbleKvFull"):
         scene.expect_end(name, model="kv")
 
 
-def test_more_work_than_one_thread_can_do_in_time(scene):
+def test_answers_that_come_too_slowly(scene):
     if "slow" not in scene.daemons:
         pytest.skip("no SmolLM2 model: tests/run fetches it")
-    asks = [asking(text=f"Story {i}: " + "once upon a time " * 8, sampling={"seed": i}, output={"num_outputs": 8},
-                   stopping={"max_tokens": 400, "ignore_eos": True}) for i in range(16)]
-    load = scene.load("slow", lambda daemon: Load(daemon, *asks))
     scene.expect("NibbleFirstTokenBurn", model="slow", severity="critical")
     scene.expect("NibbleNextTokenBurn", model="slow", severity="critical")
-    load.stop()
+    scene.loads["slow"].stop()
     for name in ("NibbleFirstTokenBurn", "NibbleNextTokenBurn"):
         scene.expect_end(name, model="slow", severity="critical")
 
 
 def test_an_engine_that_hangs(scene):
+    scene.need_trace()
     scene.expect("NibbleNoProgress", instance="hanging", model="hanging")
     scene.expect("NibbleNotLive", instance="hanging")
     scene.thaw("hanging")
@@ -432,6 +464,7 @@ def test_an_engine_that_hangs(scene):
 
 
 def test_a_drain_that_does_not_end(scene):
+    scene.need_trace()
     scene.expect("NibbleDrainTooLong", instance="draining", model="draining")
     scene.expect("NibbleNotReady", instance="draining")
     scene.thaw("draining")
@@ -445,10 +478,11 @@ def test_the_calm_daemon_caused_no_alert(scene):
 
 
 def test_nothing_is_left_and_every_alert_has_fired(scene):
-    for load in scene.loads:
+    for load in scene.loads.values():
         load.stop()
     for daemon in scene.daemons.values():
         daemon.stop()
     scene.expect("NibbleAbsent")
-    slow = set() if "slow" in scene.daemons else {"NibbleFirstTokenBurn", "NibbleNextTokenBurn"}
-    assert scene.fired == {rule["alert"] for rule in every_alert()} - ONLY_IN_UNIT_TESTS - slow
+    skipped = set() if "slow" in scene.daemons else {"NibbleFirstTokenBurn", "NibbleNextTokenBurn"}
+    skipped |= set() if scene.may_trace else {"NibbleNoProgress", "NibbleNotLive", "NibbleDrainTooLong"}
+    assert scene.fired == {rule["alert"] for rule in every_alert()} - ONLY_IN_UNIT_TESTS - skipped
