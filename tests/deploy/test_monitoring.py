@@ -391,6 +391,18 @@ def test_autoscalers_of_the_chart_find_series(scene):
 # ---- Alerts and their causes --------------------------------------------------------------------------------------------
 
 
+def need_slow(scene):
+    if "slow" not in scene.daemons:
+        pytest.skip("no SmolLM2 model: tests/run fetches it")
+
+
+def test_answers_that_come_too_slowly(scene):
+    need_slow(scene)
+    scene.expect("NibbleFirstTokenBurn", model="slow", severity="critical")
+    scene.expect("NibbleNextTokenBurn", model="slow", severity="critical")
+    scene.loads["slow"].stop()  # the alerts' ends take longest: they are waited for below
+
+
 def test_a_killed_daemon_is_down_and_one_that_crashes_again_and_again_is_told_apart(scene):
     for last in (False, False, True):
         scene.daemons["crashing"].stop()  # kill -9
@@ -444,16 +456,6 @@ def test_a_pool_too_small_for_what_is_admitted(scene):
         scene.expect_end(name, model="kv")
 
 
-def test_answers_that_come_too_slowly(scene):
-    if "slow" not in scene.daemons:
-        pytest.skip("no SmolLM2 model: tests/run fetches it")
-    scene.expect("NibbleFirstTokenBurn", model="slow", severity="critical")
-    scene.expect("NibbleNextTokenBurn", model="slow", severity="critical")
-    scene.loads["slow"].stop()
-    for name in ("NibbleFirstTokenBurn", "NibbleNextTokenBurn"):
-        scene.expect_end(name, model="slow", severity="critical")
-
-
 def test_an_engine_that_hangs(scene):
     scene.need_trace()
     scene.expect("NibbleNoProgress", instance="hanging", model="hanging")
@@ -470,6 +472,12 @@ def test_a_drain_that_does_not_end(scene):
     scene.thaw("draining")
     assert scene.daemons["draining"].wait(20) == 0
     scene.expect_end("NibbleDrainTooLong", instance="draining")
+
+
+def test_answers_that_come_in_time_again(scene):
+    need_slow(scene)
+    for name in ("NibbleFirstTokenBurn", "NibbleNextTokenBurn"):
+        scene.expect_end(name, model="slow", severity="critical")
 
 
 def test_the_calm_daemon_caused_no_alert(scene):
