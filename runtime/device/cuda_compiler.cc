@@ -60,8 +60,13 @@ absl::Status CudaCompiler::Compile() {
   return absl::OkStatus();
 }
 
-void CudaCompiler::Add(const std::string& what, decltype(CudaProgram::Launch::run) run) {
-  to_.launches_.push_back({absl::StrCat("op ", index_, " ", what), std::move(run)});
+CudaProgram::Launch& CudaCompiler::Add(const std::string& kind,
+                                       decltype(CudaProgram::Launch::run) run) {
+  CudaProgram::Launch& launch = to_.launches_.emplace_back();
+  launch.kind = kind;
+  launch.op = static_cast<int>(index_);
+  launch.run = std::move(run);
+  return launch;
 }
 
 bool CudaCompiler::NormCanWait(BufferId normed, std::size_t at) const {
@@ -233,6 +238,12 @@ absl::Status CudaCompiler::Emit(const LinearOp& op) {
   const bool f32 = op.out == program_.logits;
   args.output = f32 ? cuda::Output::kStoreF32 : cuda::Output::kStore;
   args.ldo = Dim(op.out);
+  if (f32 && segments.size() > 1 &&
+      std::any_of(segments.begin(), segments.end(),
+                  [](const CudaSegment& segment) { return segment.bias != nullptr; })) {
+    return absl::UnimplementedError(
+        "the cuda backend cannot run a head of several parts with biases");
+  }
   for (const CudaSegment& segment : segments) {
     args.out = f32 ? static_cast<void*>(to_.F32(op.out) + segment.row)
                    : static_cast<char*>(to_.Typed(op.out)) + segment.row * 2;
@@ -279,25 +290,28 @@ void CudaCompiler::AddProduct(const std::string& what, const CudaSegment& segmen
   const std::int64_t piece = segment.dense || scratch.weights == nullptr || whole <= expanded
                                  ? args.w.shape.n
                                  : expanded / (2 * args.w.shape.k) / kTileRows * kTileRows;
-  Add(what, [=, weights = segment.weights, dense = segment.dense, per_row = PerLogitRow(rows)](
-                const Shape& shape, Options options) {
-    cuda::ProductArgs each = args;
-    each.m = RowsOf(shape, per_row);
-    each.dependent = options.dependent;
-    if (dense) return cuda::DenseProduct(each, weights, scratch, options.stream);
-    // A matrix too large to be expanded at once, in pieces of rows; only heads are.
-    const std::int64_t out_bytes = args.output == cuda::Output::kStoreF32 ? 4 : 2;
-    for (std::int64_t row = 0; row < args.w.shape.n; row += piece) {
-      each.w.shape.n = std::min(piece, args.w.shape.n - row);
-      each.w.blocks =
-          args.w.blocks + row / kTileRows * args.w.shape.Units() * args.w.shape.BlockBytes();
-      if (args.out != nullptr) each.out = static_cast<char*>(args.out) + row * out_bytes;
-      if (args.bias != nullptr) each.bias = args.bias + row;
-      const cudaError_t error = cuda::Product(each, scratch, options.stream);
-      if (error != cudaSuccess) return error;
-    }
-    return cudaSuccess;
-  });
+  CudaProgram::Launch& launch =
+      Add(what, [=, weights = segment.weights, dense = segment.dense, per_row = PerLogitRow(rows)](
+                    const Shape& shape, Options options) {
+        cuda::ProductArgs each = args;
+        each.m = RowsOf(shape, per_row);
+        each.dependent = options.dependent;
+        if (dense) return cuda::DenseProduct(each, weights, scratch, options.stream);
+        // A matrix too large to be expanded at once, in pieces of rows; only heads are.
+        const std::int64_t out_bytes = args.output == cuda::Output::kStoreF32 ? 4 : 2;
+        for (std::int64_t row = 0; row < args.w.shape.n; row += piece) {
+          each.w.shape.n = std::min(piece, args.w.shape.n - row);
+          each.w.blocks =
+              args.w.blocks + row / kTileRows * args.w.shape.Units() * args.w.shape.BlockBytes();
+          if (args.out != nullptr) each.out = static_cast<char*>(args.out) + row * out_bytes;
+          if (args.bias != nullptr) each.bias = args.bias + row;
+          const cudaError_t error = cuda::Product(each, scratch, options.stream);
+          if (error != cudaSuccess) return error;
+        }
+        return cudaSuccess;
+      });
+  launch.weight_bytes = segment.dense ? whole : args.w.shape.Bytes();
+  launch.flops_a_row = static_cast<double>(whole);
 }
 
 absl::Status CudaCompiler::Emit(const RopeAppendOp& op) {
@@ -351,15 +365,17 @@ absl::Status CudaCompiler::Emit(const AttentionOp& op) {
   args.sinks = Vector(op.sinks);
   args.workspace = Scratch<char>(to_.attention_at_);
   const std::int32_t* query_offsets = step_.layout->query_offsets(step_.inputs);
-  Add("attention", [args, query_offsets](const Shape& shape, Options options) {
-    cuda::AttentionArgs each = args;
-    each.sequences = shape.sequences;
-    each.max_context = shape.max_context;
-    if (shape.decode) return cuda::DecodeAttention(each, options);
-    each.query_offsets = query_offsets;
-    each.max_queries = shape.max_queries;
-    return cuda::PrefillAttention(each, options);
-  });
+  CudaProgram::Launch& launch =
+      Add("attention", [args, query_offsets](const Shape& shape, Options options) {
+        cuda::AttentionArgs each = args;
+        each.sequences = shape.sequences;
+        each.max_context = shape.max_context;
+        if (shape.decode) return cuda::DecodeAttention(each, options);
+        each.query_offsets = query_offsets;
+        each.max_queries = shape.max_queries;
+        return cuda::PrefillAttention(each, options);
+      });
+  launch.key_bytes = 2 * kv_.num_kv_heads * kv_.head_dim * BitsOf(kv_.dtype) / 8;
   SetF32(op.out, false);
   return absl::OkStatus();
 }

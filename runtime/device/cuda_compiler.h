@@ -54,7 +54,7 @@ class CudaCompiler {
   // Whether only a product that can divide by the norm itself reads `normed`, which op `at` writes.
   bool NormCanWait(BufferId normed, std::size_t at) const;
 
-  void Add(const std::string& what, decltype(CudaProgram::Launch::run) run);
+  CudaProgram::Launch& Add(const std::string& kind, decltype(CudaProgram::Launch::run) run);
   // `rows`: of the step, as the buffer of the inputs has them.
   void AddProduct(const std::string& what, const CudaSegment& segment, cuda::ProductArgs args,
                   BufferId rows);

@@ -24,8 +24,14 @@ class CudaProgram {
  public:
   // One kernel of a step, or a few that belong together.
   struct Launch {
-    std::string name;  // "op 12 product qkv"
+    std::string kind;  // "product qkv"
+    int op = 0;        // index into Program::ops, for errors
     std::function<cudaError_t(const CudaStepShape&, cuda::LaunchOptions)> run;
+    // What it cannot do without, for ledgers: bytes a step, bytes a key of the cache, and
+    // operations a row of its input.
+    std::int64_t weight_bytes = 0;
+    std::int64_t key_bytes = 0;
+    double flops_a_row = 0.0;
   };
   // Fixed addresses that steps read and write besides activations.
   struct StepMemory {

@@ -1,7 +1,6 @@
 #include "runtime/device/cuda_runner.h"
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -39,7 +38,8 @@ CudaRunner::CudaRunner(std::shared_ptr<CudaContext> context, const Program& prog
       inputs_at_(layout_.Take(step_layout_.bytes())),
       results_at_(layout_.Take(limits.max_logit_rows * std::int64_t{sizeof(cuda::SampledToken)})),
       cublas_at_(layout_.Take(kCublasBytes)),
-      checker_(limits, program.vocab, kv) {}
+      checker_(limits, program.vocab, kv),
+      page_bytes_(kv.BytesPerPage()) {}
 
 std::int64_t CudaRunner::WorkspaceBytes(DType dtype, const Program& program,
                                         const StepLimits& limits) {
@@ -150,21 +150,29 @@ absl::Status CudaRunner::CaptureGraphs() {
   return absl::OkStatus();
 }
 
-absl::Status CudaRunner::Capture(const CudaStepShape& shape) {
-  const std::string what = absl::StrCat("capturing decode of ", shape.sequences, " up to ",
-                                        shape.max_context, " tokens");
+absl::StatusOr<CudaGraphExec> CudaRunner::CaptureLaunches(
+    const std::function<absl::Status()>& launch, const std::string& what) {
   RETURN_IF_ERROR(
       CudaError(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal), what));
-  const absl::Status run = RunKernels(shape, what);
+  const absl::Status launched = launch();
   cudaGraph_t captured = nullptr;
   const cudaError_t ended = cudaStreamEndCapture(stream_.get(), &captured);
   const CudaGraph graph(captured);
-  RETURN_IF_ERROR(run);
+  RETURN_IF_ERROR(launched);
   RETURN_IF_ERROR(CudaError(ended, what));
   cudaGraphExec_t exec = nullptr;
   RETURN_IF_ERROR(CudaError(cudaGraphInstantiate(&exec, graph.get(), 0), what));
-  graphs_.push_back({shape.sequences, shape.max_context, CudaGraphExec(exec)});
-  return CudaError(cudaGraphUpload(exec, stream_.get()), what);
+  return CudaGraphExec(exec);
+}
+
+absl::Status CudaRunner::Capture(const CudaStepShape& shape) {
+  const std::string what = absl::StrCat("capturing decode of ", shape.sequences, " up to ",
+                                        shape.max_context, " tokens");
+  ASSIGN_OR_RETURN(CudaGraphExec exec,
+                   CaptureLaunches([&] { return RunKernels(shape, what); }, what));
+  RETURN_IF_ERROR(CudaError(cudaGraphUpload(exec.get(), stream_.get()), what));
+  graphs_.push_back({shape.sequences, shape.max_context, std::move(exec)});
+  return absl::OkStatus();
 }
 
 // The inputs of a step of nobody.
@@ -211,7 +219,8 @@ absl::Status CudaRunner::RunKernels(const CudaStepShape& shape, const std::strin
   bool dependent = false;
   for (const CudaProgram::Launch& launch : program_.launches()) {
     const cudaError_t error = launch.run(shape, {stream_.get(), dependent});
-    if (error != cudaSuccess) return CudaError(error, absl::StrCat(what, ": ", launch.name));
+    if (error != cudaSuccess)
+      return CudaError(error, absl::StrCat(what, ": op ", launch.op, ", ", launch.kind));
     dependent = true;
   }
   return CudaError(RunSampler(shape, {stream_.get(), dependent}), absl::StrCat(what, ": sampling"));
@@ -303,33 +312,6 @@ absl::StatusOr<StepResult> CudaRunner::Collect() {
       row.top.push_back({token.top_tokens[i], token.top_logprobs[i]});
   }
   return result;
-}
-
-absl::StatusOr<std::vector<CudaRunner::Timing>> CudaRunner::TimeLaunches(const CudaStepShape& shape,
-                                                                         int repeats) {
-  RETURN_IF_ERROR(SendEmpty(shape));
-  std::vector<Timing> timings;
-  const auto time = [&](const std::string& name, const auto& run) -> absl::Status {
-    std::vector<double> seconds;
-    for (int i = 0; i < repeats; ++i) {
-      RETURN_IF_ERROR(CudaError(cudaEventRecord(sets_[0].begin.get(), stream_.get()), name));
-      RETURN_IF_ERROR(CudaError(run(), name));
-      RETURN_IF_ERROR(CudaError(cudaEventRecord(sets_[0].end.get(), stream_.get()), name));
-      RETURN_IF_ERROR(CudaError(cudaEventSynchronize(sets_[0].end.get()), name));
-      float milliseconds = 0.0f;
-      cudaEventElapsedTime(&milliseconds, sets_[0].begin.get(), sets_[0].end.get());
-      seconds.push_back(milliseconds * 1e-3);
-    }
-    std::nth_element(seconds.begin(), seconds.begin() + repeats / 2, seconds.end());
-    timings.push_back({name, seconds[static_cast<std::size_t>(repeats / 2)]});
-    return absl::OkStatus();
-  };
-  const cuda::LaunchOptions options{stream_.get(), false};
-  for (const CudaProgram::Launch& launch : program_.launches()) {
-    RETURN_IF_ERROR(time(launch.name, [&] { return launch.run(shape, options); }));
-  }
-  RETURN_IF_ERROR(time("sampling", [&] { return RunSampler(shape, options); }));
-  return timings;
 }
 
 }  // namespace nibble

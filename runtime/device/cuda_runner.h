@@ -4,7 +4,9 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -37,13 +39,17 @@ class CudaRunner final : public Runner {
   int in_flight() const override { return static_cast<int>(flying_.size()); }
   RunnerMemory memory() const override { return memory_; }
 
-  // Seconds of each launch of a step of this shape, alone on the device, by the names of
-  // CudaProgram::Launch; sampling last. For benches: the sequences of the step are of no one.
-  struct Timing {
-    std::string name;
-    double seconds = 0.0;
+  // Where a decode step of `sequences` with `context` keys each spends its time, for benches: all
+  // launches of a kind, one after the other as a graph of their own, over the weights of every
+  // layer. The last is the whole step. Overwrites the KV pool.
+  struct Cost {
+    std::string kind;
+    int launches = 0;
+    double seconds = 0.0;  // of all of them
+    std::int64_t weight_bytes = 0, key_bytes = 0;
+    double flops = 0.0;
   };
-  absl::StatusOr<std::vector<Timing>> TimeLaunches(const CudaStepShape& shape, int repeats);
+  absl::StatusOr<std::vector<Cost>> DecodeLedger(int sequences, int context, int repeats);
 
  private:
   static constexpr int kSets = CudaSlots::kSets;
@@ -56,7 +62,6 @@ class CudaRunner final : public Runner {
     std::uint64_t id = 0;
     int rows = 0, set = 0;
     std::string what;  // "step 12, decode of 4"
-    std::vector<bool> scored;
   };
   struct Set {  // of one step in flight
     CudaMemory inputs, results;
@@ -69,6 +74,8 @@ class CudaRunner final : public Runner {
   absl::Status CaptureGraphs();
   absl::Status Capture(const CudaStepShape& shape);
   absl::Status SendEmpty(const CudaStepShape& shape);
+  absl::StatusOr<CudaGraphExec> CaptureLaunches(const std::function<absl::Status()>& launch,
+                                                const std::string& what);
   absl::Status LaunchStep(const StepInput& input, const std::string& what);
   absl::Status RunKernels(const CudaStepShape& shape, const std::string& what);
   cudaError_t RunSampler(const CudaStepShape& shape, cuda::LaunchOptions options);
@@ -91,6 +98,7 @@ class CudaRunner final : public Runner {
   std::array<Set, kSets> sets_;
   std::vector<DecodeGraph> graphs_;  // by sequences, then context
   RunnerMemory memory_;
+  const std::int64_t page_bytes_;  // of KV, over all layers
 
   std::deque<Flying> flying_;
   int next_set_ = 0;
