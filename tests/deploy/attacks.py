@@ -20,10 +20,10 @@ def frame(kind, flags, stream, payload=b""):
     return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
 
 
-def request_headers(path=GENERATE, extra=()):
+def request_headers(path=GENERATE, content_type="application/grpc", extra=()):
     return hpack.Encoder().encode([
         (":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "localhost"),
-        ("content-type", "application/grpc"), ("te", "trailers"), *extra], huffman=False)
+        ("content-type", content_type), ("te", "trailers"), *extra], huffman=False)
 
 
 @dataclasses.dataclass
@@ -147,7 +147,10 @@ def empty_data(address, frames):
 
 
 def odd_headers(address, extra, where):
-    """One request with headers, or trailers, that gRPC treats apart or that are too large (CVE-2023-1428, -32731, -32732)."""
+    """One request with headers, or trailers, that gRPC treats apart or that are too large.
+
+    CVE-2023-1428, CVE-2023-32731, CVE-2023-32732.
+    """
     connection = Connection(address)
     if where == "headers":
         connection.send(frames_of(request_headers(extra=extra), END_STREAM))

@@ -10,7 +10,7 @@ import time
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import tiny_model
 from daemon import Answer, Client, Daemon
@@ -25,7 +25,8 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 def asks():
     """Short and long prompts, short and long answers, each seeded: they decode, prefill and queue at the same time."""
     shapes = itertools.product((10, 400, 3000), (16, 120, 400))
-    return [dict(text="abcdefghij"[i:] + "lorem ipsum "[i % 7:] * (prompt // 12), sampling={"seed": i, "temperature": 0.8},
+    return [dict(text="abcdefghij"[i:] + "lorem ipsum "[i % 7:] * (prompt // 12),
+                 sampling={"seed": i, "temperature": 0.8},
                  stopping={"max_tokens": tokens, "ignore_eos": True}, output={"output_token_ids": True})
             for i, (prompt, tokens) in enumerate(shapes)]
 
@@ -48,7 +49,8 @@ class Pod:
         upstream = f"127.0.0.1:{free_port()}"
         self.daemon = Daemon(f"m={model}", grpc_listen=upstream, args=["--max-batch", "8"], wait=wait)
         try:
-            self.guard = Guard(directory, upstream, CERT=tls["server.pem"], KEY=tls["server.key"], CLIENT_CA=tls["ca.pem"])
+            self.guard = Guard(directory, upstream, CERT=tls["server.pem"], KEY=tls["server.key"],
+                               CLIENT_CA=tls["ca.pem"])
         except BaseException:
             self.daemon.stop()
             raise
@@ -272,7 +274,6 @@ def test_a_killed_daemon_is_back_in_seconds_and_health_says_so(model, tmp_path, 
             channel = grpc.insecure_channel(reach, [("grpc.min_reconnect_backoff_ms", 100),
                                                     ("grpc.initial_reconnect_backoff_ms", 100),
                                                     ("grpc.max_reconnect_backoff_ms", 500)])
-            from grpc_health.v1 import health_pb2_grpc
             watch = Watch(health_pb2_grpc.HealthStub(channel))
             until(lambda: watch.ready)
             client = Client(reach)
