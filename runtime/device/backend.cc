@@ -1,13 +1,16 @@
 #include "runtime/device/backend.h"
 
+#include <string>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "runtime/base/log.h"
 #include "runtime/base/status.h"
 #include "runtime/device/cpu_backend.h"
+#include "runtime/device/fault_backend.h"
 #ifdef NIBBLE_HAVE_CUDA
 #include "runtime/device/cuda_backend.h"
 #endif
@@ -34,15 +37,14 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(int, const BackendOptions&) {
 }
 #endif
 
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& options) {
+absl::StatusOr<std::unique_ptr<Backend>> Open(const BackendOptions& options) {
   const absl::string_view device = options.device;
   if (device == "cpu") return OpenCpu(options);
   if (device == "auto") {
     if (kHaveCuda) {
       absl::StatusOr<std::unique_ptr<Backend>> cuda = OpenCuda(0, options);
       if (cuda.ok()) return cuda;
+      LogInfo("no GPU is used", {{"reason", std::string(cuda.status().message())}});
     }
     return OpenCpu(options);
   }
@@ -54,6 +56,13 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& optio
   }
   return absl::NotFoundError(
       absl::StrCat("no device is called '", device, "'; there are: auto, cpu, cuda, cuda:N"));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& options) {
+  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, Open(options));
+  return WithFaultFromEnvironment(std::move(backend));
 }
 
 }  // namespace nibble
