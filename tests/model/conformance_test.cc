@@ -6,7 +6,9 @@
 #include <cmath>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -50,7 +52,21 @@ LoadQuantization QuantizeFlag(const Json& reference) {
   return kind == kinds.end() ? LoadQuantization::kNone : kind->second;
 }
 
-// How far a gap between logits may be from the reference's.
+// What computes, and how far a gap between logits may then be from the reference's for its
+// rounding alone.
+struct Device {
+  const char* label;
+  const char* name;
+  Compute compute;
+  std::optional<DType> kv_dtype;
+  double tolerance;
+};
+constexpr Device kDevices[] = {
+    {"cpu", "cpu", Compute::kF32, DType::kF32, kTolerance},
+    {"cuda_f16", "cuda", Compute::kF16, std::nullopt, 0.1},
+    {"cuda_bf16", "cuda", Compute::kBF16, std::nullopt, 0.3},
+};
+
 struct Tolerance {
   double gap = kTolerance;
   double first = kTolerance;  // after a prompt of one token
@@ -62,14 +78,16 @@ struct Tolerance {
 // the distance of a forward that does not. Before any code can tip, after a single token, the
 // answer must still be exact, but for LLM.int8(), whose library divides by 127 squared with a
 // constant that is 2e-5 off on the CPU.
-Tolerance ToleranceOf(const Json& reference) {
+Tolerance ToleranceOf(const Json& reference, const Device& device) {
+  const double own = device.tolerance;
   if (const Json* distance = reference.Find("weight_only_forward")) {
-    return {2 * distance->Find("max_abs_diff")->AsDouble(), kTolerance, 0.1};
+    return {std::max(2 * distance->Find("max_abs_diff")->AsDouble(), own), own, std::max(0.1, own)};
   }
   if (const Json* distance = reference.Find("dense_forward")) {
-    return {2 * distance->Find("max_abs_diff")->AsDouble(), 0.1, 0.1};
+    return {std::max(2 * distance->Find("max_abs_diff")->AsDouble(), own), std::max(0.1, own),
+            std::max(0.1, own)};
   }
-  return {};
+  return {own, own, own};
 }
 
 // `step` is [[id, logit], ...], best first. Softmax does not care for a constant: gaps to the best
@@ -116,21 +134,31 @@ void CheckCase(const LoadedModel& model, const Json& reference, const Tolerance&
   }
 }
 
-class ConformanceTest : public ::testing::TestWithParam<std::string> {};
+class ConformanceTest : public ::testing::TestWithParam<std::tuple<Device, std::string>> {};
 
 TEST_P(ConformanceTest, MatchesReference) {
   NIBBLE_REQUIRE_CONFORMANCE(root);
-  const std::filesystem::path dir = root / "checkpoints" / GetParam();
+  const auto& [device, name] = GetParam();
+  const std::filesystem::path dir = root / "checkpoints" / name;
   const Json reference = ReadJson(dir / "reference.json");
   ASSERT_TRUE(reference.is_object()) << dir;
   std::filesystem::path path = dir;
   if (const Json* file = reference.Find("file")) path /= file->AsString();
+  if (device.name != std::string("cpu")) {
+    BackendOptions wanted;
+    wanted.device = device.name;
+    const absl::Status status = OpenBackend(wanted).status();
+    if (!status.ok()) GTEST_SKIP() << "no GPU: " << status.message();
+  }
   LoadOptions options;
+  options.device = device.name;
+  options.compute = device.compute;
+  options.kv_dtype = device.kv_dtype;
   options.quantize = QuantizeFlag(reference);
   const absl::StatusOr<LoadedModel> model = LoadForTest(path.string(), options);
   ASSERT_TRUE(model.ok()) << model.status();
 
-  const Tolerance tolerance = ToleranceOf(reference);
+  const Tolerance tolerance = ToleranceOf(reference, device);
   double worst = 0;
   CheckCase(*model, reference, tolerance, worst);
   if (const Json* more = reference.Find("more")) {
@@ -153,15 +181,17 @@ std::vector<std::string> Directories() {
   return names;
 }
 
-std::string TestName(const ::testing::TestParamInfo<std::string>& info) {
-  std::string name = info.param;
+std::string TestName(const ::testing::TestParamInfo<ConformanceTest::ParamType>& info) {
+  std::string name = absl::StrCat(std::get<0>(info.param).label, "_", std::get<1>(info.param));
   std::replace_if(
       name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); },
       '_');
   return name;
 }
 
-INSTANTIATE_TEST_SUITE_P(Checkpoints, ConformanceTest, ::testing::ValuesIn(Directories()),
+INSTANTIATE_TEST_SUITE_P(Checkpoints, ConformanceTest,
+                         ::testing::Combine(::testing::ValuesIn(kDevices),
+                                            ::testing::ValuesIn(Directories())),
                          TestName);
 
 // SmolLM2-135M-Instruct Q4_1 by llama.cpp, with dequantized weights and f32 activations: token for

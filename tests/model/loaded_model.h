@@ -1,4 +1,4 @@
-// A checkpoint taken all the way to a Runner on the CPU, as the daemon does it.
+// A checkpoint taken all the way to a Runner, as the daemon does it.
 #pragma once
 
 #include <memory>
@@ -17,9 +17,10 @@
 namespace nibble {
 
 struct LoadOptions {
+  std::string device = "cpu";
   LoadQuantization quantize = LoadQuantization::kNone;
   Compute compute = Compute::kF32;
-  DType kv_dtype = DType::kF32;
+  std::optional<DType> kv_dtype = DType::kF32;
   std::int32_t page_tokens = 64;
   std::optional<std::int32_t> max_context;
 };
@@ -40,9 +41,10 @@ inline absl::StatusOr<LoadedModel> LoadForTest(const std::string& path,
   ASSIGN_OR_RETURN(model.config, ReadModelConfig(*model.checkpoint));
   ASSIGN_OR_RETURN(model.format, OpenFormat(*model.checkpoint, options.quantize));
   BackendOptions backend;
-  backend.device = "cpu";
+  backend.device = options.device;
   backend.threads = 2;
   backend.compute = options.compute;
+  backend.model_dtype = model.config.dtype;
   ASSIGN_OR_RETURN(model.backend, OpenBackend(backend));
   PlanOptions plan;
   plan.compute = options.compute;
