@@ -83,6 +83,14 @@ build_preset() {
   "${show[@]}" cmake --build "$root/build/$preset" ${targets[@]+--target "${targets[@]}"}
 }
 
+# CMake's arguments for the CUDA backend where this machine has a GPU it is for and nvcc; nothing elsewhere.
+cuda_arguments() {
+  local nvcc
+  nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null) || return 0
+  nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -qx '9\.0' || return 0
+  echo "-DNIBBLE_CUDA=ON -DCMAKE_CUDA_COMPILER=$nvcc -DCMAKE_CUDA_ARCHITECTURES=90a-real"
+}
+
 # Fetches the quickstart's model into build/models and checks it; a good copy is kept.
 fetch_model() {
   if [ -f "$model_path" ] && sha256sum "$model_path" | grep -q "^$model_sha256 "; then
