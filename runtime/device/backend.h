@@ -106,6 +106,9 @@ class Backend {
   // Exactly the device bytes Compile will take besides the weights and the KV pool.
   virtual std::int64_t WorkspaceBytes(const Program& program, const StepLimits& limits) const = 0;
 
+  // About the device bytes that Compile takes for steps captured at load; 0 where none are.
+  virtual std::int64_t GraphsBytes(const Program&, const StepLimits&) const { return 0; }
+
   // Allocates the KV pool and the workspace; nothing is allocated in a step.
   virtual absl::StatusOr<std::unique_ptr<Runner>> Compile(const Program& program,
                                                           ModelWeights weights, const KvLayout& kv,

@@ -80,6 +80,10 @@ std::int64_t CudaBackend::WorkspaceBytes(const Program& program, const StepLimit
   return CudaRunner::WorkspaceBytes(context_->dtype, program, limits);
 }
 
+std::int64_t CudaBackend::GraphsBytes(const Program& program, const StepLimits& limits) const {
+  return CudaRunner::GraphsBytes(program, limits);
+}
+
 absl::StatusOr<std::unique_ptr<Runner>> CudaBackend::Compile(const Program& program,
                                                              ModelWeights weights,
                                                              const KvLayout& kv,

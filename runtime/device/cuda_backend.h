@@ -23,6 +23,7 @@ class CudaBackend final : public Backend {
   absl::StatusOr<std::unique_ptr<PackedLinear>> Pack(std::span<const LinearWeight> weights,
                                                      PackAxis axis) override;
   std::int64_t WorkspaceBytes(const Program& program, const StepLimits& limits) const override;
+  std::int64_t GraphsBytes(const Program& program, const StepLimits& limits) const override;
   absl::StatusOr<std::unique_ptr<Runner>> Compile(const Program& program, ModelWeights weights,
                                                   const KvLayout& kv,
                                                   const StepLimits& limits) override;

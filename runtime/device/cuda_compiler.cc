@@ -13,6 +13,11 @@ cuda::Gate GateOf(Activation activation) {
   return activation == Activation::kSilu ? cuda::Gate::kSilu : cuda::Gate::kGeluTanh;
 }
 
+// Norms whose division waits for the next product save a kernel, and leave its inputs and sums as
+// large as the residual stream: too large for f16 at the first tokens of some models. Prefill
+// divides at once.
+bool DividesAtOnce(const CudaStepShape& shape) { return !shape.decode; }
+
 int RowsOf(const CudaStepShape& shape, bool per_logit_row) {
   return per_logit_row ? shape.rows : shape.tokens;
 }
@@ -139,8 +144,10 @@ absl::Status CudaCompiler::Emit(const RmsNormOp& op) {
     if (NormCanWait(op.out, index_)) {
       auto* sums = Scratch<float>(to_.square_sums_at_);
       Add(absl::StrCat("squares of ", Name(op.in)), [=](const Shape& shape, Options options) {
-        return cuda::PrepareNorm(dtype, in, {weight, out, sums}, RowsOf(shape, per_row), dim,
-                                 options);
+        const int rows = RowsOf(shape, per_row);
+        if (DividesAtOnce(shape))
+          return cuda::AddRmsNorm(dtype, in, nullptr, weight, out, rows, dim, eps, options);
+        return cuda::PrepareNorm(dtype, in, {weight, out, sums}, rows, dim, options);
       });
       waiting_norm_ = op.out;
       waiting_ = {sums, (dim + kTileRows - 1) / kTileRows, dim, eps};
@@ -229,6 +236,16 @@ absl::Status CudaCompiler::Emit(const LinearOp& op) {
     ++index_;
     if (add_norm == nullptr) return absl::OkStatus();
     if (fused) {
+      void* out = to_.Typed(add_norm->out);
+      const int dim = Dim(residual);
+      Add(absl::StrCat("norm ", Name(add_norm->out)),
+          [=, weight = Vector(add_norm->weight), eps = add_norm->eps, dtype = to_.dtype_,
+           stream = to_.F32(residual),
+           per_row = PerLogitRow(residual)](const Shape& shape, Options options) {
+            if (!DividesAtOnce(shape)) return cudaSuccess;  // the product did it
+            return cuda::AddRmsNorm(dtype, stream, nullptr, weight, out, RowsOf(shape, per_row),
+                                    dim, eps, options);
+          });
       SetF32(add_norm->out, false);
       return absl::OkStatus();
     }
@@ -296,6 +313,7 @@ void CudaCompiler::AddProduct(const std::string& what, const CudaSegment& segmen
         cuda::ProductArgs each = args;
         each.m = RowsOf(shape, per_row);
         each.dependent = options.dependent;
+        if (DividesAtOnce(shape)) each.norm_in = {}, each.norm_out = {};
         if (dense) return cuda::DenseProduct(each, weights, scratch, options.stream);
         // A matrix too large to be expanded at once, in pieces of rows; only heads are.
         const std::int64_t out_bytes = args.output == cuda::Output::kStoreF32 ? 4 : 2;

@@ -108,24 +108,44 @@ absl::Status CudaRunner::Allocate(ModelWeights weights, const KvLayout& kv) {
 
 // ---- Graphs ----
 
-absl::Status CudaRunner::CaptureGraphs() {
-  const int most = std::min({limits_.max_sequences, limits_.max_tokens, limits_.max_logit_rows});
+// Every graph that is captured at load.
+std::vector<CudaStepShape> CudaRunner::DecodeShapes(const Program& program,
+                                                    const StepLimits& limits) {
+  const int most = std::min({limits.max_sequences, limits.max_tokens, limits.max_logit_rows});
   std::vector<CudaStepShape> shapes;
   for (int sequences : kDecodeSequences) {
     const bool last = sequences >= most;
     sequences = std::min(sequences, most);
-    const bool one = sequences * program_.program().num_kv_heads > kFullGrid;
-    for (std::int64_t context = one ? limits_.max_context : kLeastContext;; context *= 2) {
+    const bool one = sequences * program.num_kv_heads > kFullGrid;
+    for (std::int64_t context = one ? limits.max_context : kLeastContext;; context *= 2) {
       CudaStepShape shape;
       shape.tokens = shape.rows = shape.sequences = sequences;
       shape.max_queries = 1;
-      shape.max_context = static_cast<int>(std::min<std::int64_t>(context, limits_.max_context));
+      shape.max_context = static_cast<int>(std::min<std::int64_t>(context, limits.max_context));
       shape.decode = true;
       shapes.push_back(shape);
-      if (context >= limits_.max_context) break;
+      if (context >= limits.max_context) break;
     }
     if (last) break;
   }
+  return shapes;
+}
+
+std::int64_t CudaRunner::GraphsBytes(const Program& program, const StepLimits& limits) {
+  constexpr std::int64_t kNodeBytes = 8192;  // measured, CUDA 13 on an H200
+  std::int64_t nodes = 8;                    // before the first layer and behind the last
+  for (const Op& op : program.ops) {
+    if (const auto* moe = std::get_if<MoeOp>(&op)) {
+      nodes += 3 + 4 * moe->experts;
+    } else if (!std::holds_alternative<AddRmsNormOp>(op) && !std::holds_alternative<GluOp>(op)) {
+      ++nodes;  // those two are mostly part of a product
+    }
+  }
+  return static_cast<std::int64_t>(DecodeShapes(program, limits).size()) * nodes * kNodeBytes;
+}
+
+absl::Status CudaRunner::CaptureGraphs() {
+  const std::vector<CudaStepShape> shapes = DecodeShapes(program_.program(), limits_);
   // Once outside of any graph: kernels are loaded and cuBLAS has chosen.
   int warmed = 0;
   for (const CudaStepShape& shape : shapes) {

@@ -32,6 +32,8 @@ class CudaRunner final : public Runner {
 
   // Exactly memory().workspace_bytes of such a runner.
   static std::int64_t WorkspaceBytes(DType dtype, const Program& program, const StepLimits& limits);
+  // About its graphs_bytes.
+  static std::int64_t GraphsBytes(const Program& program, const StepLimits& limits);
 
   int depth() const override { return 1; }
   absl::Status Launch(const StepInput& input) override;
@@ -71,6 +73,7 @@ class CudaRunner final : public Runner {
   CudaRunner(std::shared_ptr<CudaContext> context, const Program& program, const KvLayout& kv,
              const StepLimits& limits);
   absl::Status Allocate(ModelWeights weights, const KvLayout& kv);
+  static std::vector<CudaStepShape> DecodeShapes(const Program& program, const StepLimits& limits);
   absl::Status CaptureGraphs();
   absl::Status Capture(const CudaStepShape& shape);
   absl::Status SendEmpty(const CudaStepShape& shape);

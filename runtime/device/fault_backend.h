@@ -31,6 +31,9 @@ class FaultBackend final : public Backend {
   std::int64_t WorkspaceBytes(const Program& program, const StepLimits& limits) const override {
     return backend_->WorkspaceBytes(program, limits);
   }
+  std::int64_t GraphsBytes(const Program& program, const StepLimits& limits) const override {
+    return backend_->GraphsBytes(program, limits);
+  }
   absl::StatusOr<std::unique_ptr<Runner>> Compile(const Program& program, ModelWeights weights,
                                                   const KvLayout& kv,
                                                   const StepLimits& limits) override;

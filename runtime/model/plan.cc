@@ -28,8 +28,7 @@ constexpr std::int32_t kMinLogitRows =
 
 // What no table lists: on a host the daemon itself, on a card the context, its libraries and
 // fragmentation.
-constexpr std::int64_t kHostOther = 24 * kMiB, kDeviceOther = 640 * kMiB,
-                       kDeviceGraphs = 128 * kMiB;
+constexpr std::int64_t kHostOther = 24 * kMiB, kDeviceOther = 720 * kMiB;
 constexpr std::int64_t kBytesPerVocabularyEntry =
     192;  // strings, hash entries and merges of the tokenizer
 
@@ -206,7 +205,6 @@ absl::StatusOr<MemoryPlan> PlanMemory(const ModelConfig& config, const Checkpoin
   plan.balance_batch = info.memory_bandwidth > 0 && info.flops > 0
                            ? BalanceBatch(info.flops, info.memory_bandwidth, plan.bits_per_weight)
                            : 0.0;
-  plan.graphs_bytes = on_host ? 0 : kDeviceGraphs;
   plan.other_bytes =
       (on_host ? kHostOther : kDeviceOther) + config.vocab * kBytesPerVocabularyEntry;
 
@@ -214,6 +212,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const ModelConfig& config, const Checkpoin
   absl::Status fits;
   do {
     plan.workspace_bytes = backend.WorkspaceBytes(built.program, plan.limits);
+    plan.graphs_bytes = backend.GraphsBytes(built.program, plan.limits);
     fits = SizeKvPool(options, info, plan);
     if (fits.ok() || options.max_context) break;
     plan.limits.max_context /= 2;
