@@ -97,6 +97,9 @@ class Backend {
   // What activations are rounded to, for people: "f32", "int8 in blocks of 32".
   virtual std::string ComputeName() const = 0;
 
+  // Whether a token's bits do not depend on what else is in its step (--deterministic).
+  virtual bool batch_invariant() const { return true; }
+
   // Exactly the device bytes Pack will hold. Unimplemented names what this backend cannot run.
   virtual absl::StatusOr<std::int64_t> PackedBytes(std::span<const LinearSpec> specs,
                                                    PackAxis axis) const = 0;

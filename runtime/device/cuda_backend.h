@@ -18,6 +18,8 @@ class CudaBackend final : public Backend {
   const DeviceInfo& info() const override { return info_; }
   DType DefaultKvDType(Compute) const override { return context_->dtype; }
   std::string ComputeName() const override;
+  // Products of few and of many tokens add up in different orders.
+  bool batch_invariant() const override { return false; }
   absl::StatusOr<std::int64_t> PackedBytes(std::span<const LinearSpec> specs,
                                            PackAxis axis) const override;
   absl::StatusOr<std::unique_ptr<PackedLinear>> Pack(std::span<const LinearWeight> weights,

@@ -20,6 +20,7 @@ class FaultBackend final : public Backend {
   const DeviceInfo& info() const override { return backend_->info(); }
   DType DefaultKvDType(Compute compute) const override { return backend_->DefaultKvDType(compute); }
   std::string ComputeName() const override { return backend_->ComputeName(); }
+  bool batch_invariant() const override { return backend_->batch_invariant(); }
   absl::StatusOr<std::int64_t> PackedBytes(std::span<const LinearSpec> specs,
                                            PackAxis axis) const override {
     return backend_->PackedBytes(specs, axis);

@@ -135,6 +135,11 @@ absl::StatusOr<OpenedModel> OpenModel(const LoadSpec& spec, OpenDevices& devices
   BackendOptions backend = spec.backend;
   backend.model_dtype = opened.config.dtype;
   ASSIGN_OR_RETURN(opened.backend, devices.Get(backend));
+  if (spec.deterministic && !opened.backend->batch_invariant()) {
+    return absl::UnimplementedError(
+        absl::StrCat("--deterministic: on ", opened.backend->info().name,
+                     " an answer's last bits depend on what runs beside it; use --device cpu"));
+  }
   return opened;
 }
 

@@ -169,6 +169,14 @@ TEST(ConfigTest, EmbeddingScaleIsRoundedToTheTypeOfTheWeights) {
   EXPECT_EQ(bf16->embedding_scale, 5.65625f);
 }
 
+TEST(ConfigTest, ActivationsAreOfTheTypeTheModelWasTrainedIn) {
+  EXPECT_EQ(Read(With("llama", "torch_dtype", "bfloat16"))->dtype, DType::kBF16);
+  EXPECT_EQ(Read(With("llama", "torch_dtype", "float16"))->dtype, DType::kF16);
+  EXPECT_EQ(Read(With("llama", "torch_dtype", "float32"))->dtype, DType::kF16);
+  // Sums of Gemma's outgrow f16.
+  EXPECT_EQ(Read(With("gemma2", "torch_dtype", "float16"))->dtype, DType::kBF16);
+}
+
 TEST(ConfigTest, GenerationConfigNamesTheEndTokens) {
   const auto config =
       Read(FindTinyModel("llama"), R"({"eos_token_id": [7, 9], "bos_token_id": 3})");
