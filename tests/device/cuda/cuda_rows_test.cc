@@ -1,0 +1,145 @@
+// What is packed for a GPU, before it gets there: needs none.
+#include "runtime/device/cuda_rows.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <vector>
+
+#include "runtime/device/cuda_linear.h"
+#include "runtime/device/cuda_step.h"
+#include "tests/device/random_weight.h"
+
+namespace nibble {
+namespace {
+
+// The matrix that the rows describe, columns in the order of the layer's input.
+std::vector<float> Decode(const LinearWeight& weight) {
+  const CudaForm form = CudaFormOf(SpecOf(weight)).value();
+  const CudaRows rows = CudaRows::Of(weight, form).value();
+  const PackedShape& shape = form.shape;
+  std::vector<float> out(static_cast<std::size_t>(weight.n * weight.k));
+  std::vector<float> scales(static_cast<std::size_t>(form.groups) + 1), offsets(scales);
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(weight.k) + 1);
+  std::vector<std::byte> elements(static_cast<std::size_t>(weight.k) * 4);
+  for (std::int64_t n = 0; n < weight.n; ++n) {
+    rows.Scales(n, scales.data());
+    if (form.kind == CudaForm::Kind::kPacked) {
+      if (shape.offset != OffsetMode::kConstant) rows.Offsets(n, offsets.data());
+      rows.Codes(n, codes.data());
+    } else if (form.kind != CudaForm::Kind::kE4m3) {
+      rows.Elements(n, elements.data());
+    }
+    for (std::int64_t k = 0; k < weight.k; ++k) {
+      const auto group = static_cast<std::size_t>(form.groups == 0 ? 0 : k / form.file_group);
+      const std::int64_t column =
+          rows.order().empty() ? k : rows.order()[static_cast<std::size_t>(k)];
+      float& w = out[static_cast<std::size_t>(n * weight.k + column)];
+      if (form.kind == CudaForm::Kind::kPacked) {
+        const int q = CodeAt(codes.data(), k, shape.bits);
+        if (shape.kind == CodeKind::kCodebook) {
+          w = scales[group] * rows.table()[static_cast<std::size_t>(q)];
+        } else if (shape.offset == OffsetMode::kBias) {
+          w = std::fma(scales[group], static_cast<float>(q), offsets[group]);
+        } else {
+          const float zero =
+              shape.offset == OffsetMode::kZeros ? offsets[group] : static_cast<float>(rows.zero());
+          w = scales[group] * (static_cast<float>(q) - zero);
+        }
+      } else if (rows.element() == DType::kF32) {
+        std::memcpy(&w, elements.data() + k * 4, 4);
+      } else {
+        std::uint16_t bits;
+        std::memcpy(&bits, elements.data() + k * 2, 2);
+        w = rows.element() == DType::kF16 ? F16ToF32(bits) : Bf16ToF32(bits);
+      }
+    }
+  }
+  return out;
+}
+
+TEST(CudaRowsTest, DescribeTheWeight) {
+  for (const std::int64_t k : {320, 72, 75}) {
+    for (const NamedWeight& each : EveryEncoding(40, k, 6)) {
+      if (CudaFormOf(SpecOf(each.weight))->kind == CudaForm::Kind::kE4m3) continue;
+      const std::vector<float> expected = Dequantize(each.weight).value();
+      const std::vector<float> got = Decode(each.weight);
+      for (std::size_t i = 0; i < expected.size(); ++i) {
+        ASSERT_NEAR(got[i], expected[i], 1e-5f + 1e-5f * std::abs(expected[i]))
+            << each.name << ", k " << k << " at " << i;
+      }
+    }
+  }
+}
+
+TEST(CudaRowsTest, FormsAreKnownFromTheSpecAlone) {
+  for (const NamedWeight& each : EveryEncoding(40, 320, 6)) {
+    const LinearSpec spec = SpecOf(each.weight);
+    const auto form = CudaFormOf(spec);
+    ASSERT_TRUE(form.ok()) << form.status();
+    if (spec.kind == EncodingKind::kAffine && spec.group % 16 == 0) {
+      EXPECT_EQ(form->kind, CudaForm::Kind::kPacked) << each.name;
+      EXPECT_EQ(form->file_group % form->shape.group, 0) << each.name;
+    }
+  }
+  LinearSpec seven = SpecOf(EveryEncoding(40, 320, 6)[3].weight);
+  seven.bits = 7;
+  EXPECT_EQ(CudaFormOf(seven).status().code(), absl::StatusCode::kUnimplemented);
+}
+
+TEST(CudaRowsTest, LargestScaleIsAHalf) {
+  for (const float largest : {1e-25f, 3e-5f, 1.0f, 65504.0f, 1e20f}) {
+    const float scaled = largest / PowerOfTwo(HalfExponent(largest));
+    EXPECT_LT(scaled, 65504.0f);
+    EXPECT_GE(scaled, 8192.0f);
+  }
+  EXPECT_EQ(HalfExponent(0.0f), 0);
+}
+
+TEST(CudaStepTest, PaddingTouchesNothing) {
+  const StepLimits limits{16, 8, 8, 8, 256};
+  KvLayout kv;
+  kv.page_tokens = 64;
+  const CudaStepLayout layout(limits, kv);
+  std::vector<std::byte> host(static_cast<std::size_t>(layout.bytes()), std::byte{0x7f});
+  const std::vector<std::int32_t> tokens = {5, -1}, positions = {70, 3}, slots = {4, 2},
+                                  queries = {1, 1}, contexts = {71, 4}, offsets = {0, 2, 3},
+                                  tables = {9, 7, 3};
+  const std::vector<LogitRow> rows = {{.token_index = 1, .slot = 2, .output_position = 6}};
+  StepInput input;
+  input.tokens = tokens;
+  input.positions = positions;
+  input.slots = slots;
+  input.query_lengths = queries;
+  input.context_lengths = contexts;
+  input.block_table_offsets = offsets;
+  input.block_tables = tables;
+  input.logit_rows = rows;
+  CudaStepShape shape = ShapeOf(input);
+  EXPECT_TRUE(shape.decode);
+  EXPECT_EQ(shape.max_context, 71);
+  shape.tokens = shape.sequences = shape.rows = 4;
+  EXPECT_LE(layout.Write(input, shape, host.data()), layout.bytes());
+
+  const std::byte* base = host.data();
+  const auto ints = [](const std::int32_t* at, std::size_t count) {
+    return std::vector<std::int32_t>(at, at + count);
+  };
+  using Ints = std::vector<std::int32_t>;
+  EXPECT_EQ(ints(layout.tokens(base), 4), (Ints{5, -1, 0, 0}));
+  EXPECT_EQ(ints(layout.token_slots(base), 4), (Ints{4, 2, 0, 0}));
+  EXPECT_EQ(ints(layout.places(base), 4), (Ints{7 * 64 + 6, 3 * 64 + 3, -1, -1}));
+  EXPECT_EQ(ints(layout.contexts(base), 4), (Ints{71, 4, 0, 0}));
+  EXPECT_EQ(ints(layout.query_offsets(base), 5), (Ints{0, 1, 2, 3, 4}));
+  EXPECT_EQ(ints(layout.pages(base), 2), (Ints{9, 7}));
+  EXPECT_EQ(ints(layout.pages(base) + layout.ld_pages(), 1), (Ints{3}));
+  EXPECT_EQ(ints(layout.row_tokens(base), 4), (Ints{1, 0, 0, 0}));
+  EXPECT_TRUE(layout.rows(base)[0].sample);
+  EXPECT_EQ(layout.rows(base)[0].output_position, 6);
+  for (int r = 1; r < 4; ++r) EXPECT_FALSE(layout.rows(base)[r].sample);
+}
+
+}  // namespace
+}  // namespace nibble
