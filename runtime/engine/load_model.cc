@@ -4,17 +4,34 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "runtime/base/log.h"
 #include "runtime/base/status.h"
 #include "runtime/engine/vocabulary.h"
 #include "runtime/model/loader.h"
+#include "runtime/model/synthetic.h"
 
 namespace nibble {
 namespace {
 
 constexpr absl::Duration kWarmUp = absl::Seconds(2);  // at most, plus one step
 constexpr double kBudgetShare = 0.9;                  // of a device, when --memory is unset
+
+// What opens as "synthetic:SHAPE:FORMAT": no file, random weights.
+absl::Status OpenSyntheticPath(absl::string_view names, LoadQuantization quantize,
+                               OpenedModel* opened) {
+  if (quantize != LoadQuantization::kNone) {
+    return absl::InvalidArgumentError(
+        "--quantize is for checkpoints; random weights are made in the format their name says");
+  }
+  const std::pair<std::string, std::string> parts = absl::StrSplit(names, absl::MaxSplits(':', 1));
+  ASSIGN_OR_RETURN(SyntheticModel model, OpenSynthetic({parts.first, parts.second}));
+  opened->checkpoint = std::move(model.checkpoint);
+  opened->format = std::move(model.format);
+  return absl::OkStatus();
+}
 
 absl::Status Cancelled() { return absl::CancelledError("the load was cancelled"); }
 
@@ -129,8 +146,12 @@ absl::Status WithLoadReason(const absl::Status& status) {
 
 absl::StatusOr<OpenedModel> OpenModel(const LoadSpec& spec, OpenDevices& devices) {
   OpenedModel opened;
-  ASSIGN_OR_RETURN(opened.checkpoint, Checkpoint::Open(spec.path));
-  ASSIGN_OR_RETURN(opened.format, OpenFormat(*opened.checkpoint, spec.quantize));
+  if (absl::string_view path = spec.path; absl::ConsumePrefix(&path, kSyntheticPrefix)) {
+    RETURN_IF_ERROR(OpenSyntheticPath(path, spec.quantize, &opened));
+  } else {
+    ASSIGN_OR_RETURN(opened.checkpoint, Checkpoint::Open(spec.path));
+    ASSIGN_OR_RETURN(opened.format, OpenFormat(*opened.checkpoint, spec.quantize));
+  }
   ASSIGN_OR_RETURN(opened.config, ReadModelConfig(*opened.checkpoint));
   BackendOptions backend = spec.backend;
   backend.model_dtype = opened.config.dtype;
@@ -185,7 +206,7 @@ absl::StatusOr<LoadedModel> LoadModel(const LoadSpec& spec, OpenedModel opened,
   ASSIGN_OR_RETURN(std::unique_ptr<Runner> runner,
                    LoadRunner(opened.config, *opened.checkpoint, *opened.format, plan,
                               *opened.backend, weights));
-  const RunnerMemory actual = runner->memory();
+  const RunnerMemory actual = loaded.memory_in_use = runner->memory();
   EngineOptions options{.limits = plan.limits,
                         .num_pages = plan.kv.num_pages,
                         .page_tokens = plan.kv.page_tokens,

@@ -50,6 +50,9 @@ absl::Status ShareKv(std::vector<LoadSpec>* specs, OpenDevices& devices,
 // Why a model cannot be served, where the part that failed did not say it for clients.
 absl::Status WithLoadReason(const absl::Status& status);
 
+// Paths "synthetic:SHAPE:FORMAT" are models without files; see SyntheticSpec.
+inline constexpr char kSyntheticPrefix[] = "synthetic:";
+
 absl::StatusOr<OpenedModel> OpenModel(const LoadSpec& spec, OpenDevices& devices);
 
 // A model with its engine, not started. Members are destroyed from the last to the first.
@@ -58,6 +61,7 @@ struct LoadedModel {
   MemoryLedger::Lease memory;
   std::shared_ptr<ServedModel> model;
   std::unique_ptr<Engine> engine;
+  RunnerMemory memory_in_use;
 };
 
 // What the hub adds to an engine.

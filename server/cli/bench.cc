@@ -5,12 +5,16 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
 #include "runtime/base/log.h"
 #include "runtime/base/status.h"
+#include "runtime/model/synthetic.h"
+#include "server/cli/bench_report.h"
 #include "server/cli/command_line.h"
 #include "server/cli/commands.h"
 #include "server/cli/measure.h"
@@ -22,17 +26,23 @@
 namespace nibble {
 namespace {
 
+// What to run, and whether a flag said so: then it must fit, else it is left out.
+template <typename T>
+struct Sweep {
+  std::vector<T> values;
+  bool chosen = false;
+};
+
 struct Flags {
   std::string path;
-  std::vector<std::int32_t> prompts = {64, 256, 1024};
-  std::vector<std::int32_t> batches = {1, 2, 4, 8, 16};
-  std::int32_t prompt_tokens = 16;
+  std::string shape, format = "int4-g128";  // --synthetic, --quant
+  Sweep<std::int32_t> prompts{{64, 256, 1024}}, prompt_batches{{1}};
+  Sweep<std::int32_t> batches{{1, 2, 4, 8, 16}}, contexts{{16}};
   std::int32_t output_tokens = 64;
+  std::int32_t requests = 0, request_input = 1000, request_output = 1000;
   int repeats = 3;
   std::uint64_t seed = 1;
   bool json = false;
-  bool chosen_prompts = false,
-       chosen_batches = false;  // by flags: what does not fit is then an error
   ModelFlags load;
 };
 
@@ -49,176 +59,220 @@ class Progress {
   const bool enabled_;
 };
 
-// How far the runs lie apart; nothing where there is one.
-std::string Percent(const Spread& spread) {
-  if (spread.high == spread.low) return "";
-  const double apart = spread.median > 0 ? (spread.high - spread.low) / 2 / spread.median * 100 : 0;
-  return absl::StrCat("+-", ShowRate(apart), "%");
+// Whether so many sequences of so many tokens run at once.
+bool Fits(const MemoryPlan& plan, std::int64_t sequences, std::int64_t tokens) {
+  const std::int64_t page = plan.kv.page_tokens;
+  const std::int64_t pages = (tokens + page - 1) / page;
+  return tokens <= plan.limits.max_context && sequences <= plan.limits.max_sequences &&
+         sequences * pages * page <= plan.kv_tokens;
 }
 
-void PrintHead(const Flags& flags, const ModelInfo& info) {
-  std::printf("%s: %s, %s, %s parameters of %.2f bits, %s\non %s, activations %s; loaded in %s\n",
-              info.name.c_str(), info.format.c_str(), info.architecture.c_str(),
-              ShowMagnitude(info.parameters).c_str(), info.plan.bits_per_weight,
-              ShowBytes(info.plan.weights_bytes).c_str(), absl::StrJoin(info.devices, ", ").c_str(),
-              info.compute.c_str(), ShowTime(info.load_time).c_str());
-  std::printf("medians of %d; prompts of random tokens; decode after %d tokens, %d tokens each\n\n",
-              flags.repeats, flags.prompt_tokens, flags.output_tokens);
-}
+struct Point {
+  std::int32_t sequences = 0, tokens = 0;
+};
 
-void Print(const PrefillResult& result) {
-  std::printf("  %8s %12s %14s   %s\n", ShowCount(result.tokens).c_str(),
-              ShowRate(result.tokens_per_second.median).c_str(),
-              ShowTime(absl::Seconds(result.first_token_seconds.median)).c_str(),
-              Percent(result.tokens_per_second).c_str());
-  std::fflush(stdout);
-}
-
-void Print(const DecodeResult& result) {
-  std::printf("  %8s %12s %14s %14s   %s\n", ShowCount(result.batch).c_str(),
-              ShowRate(result.tokens_per_second.median).c_str(),
-              ShowRate(result.tokens_per_second.median / result.batch).c_str(),
-              ShowTime(absl::Seconds(result.step_seconds.median)).c_str(),
-              Percent(result.tokens_per_second).c_str());
-  std::fflush(stdout);
-}
-
-// What of the default lengths and batches the plan has room for; what a flag asked for must fit.
-absl::Status FitToPlan(const MemoryPlan& plan, Flags* flags) {
-  const std::int64_t context = plan.limits.max_context;
-  if (flags->prompt_tokens + flags->output_tokens > context) {
-    return absl::InvalidArgumentError(absl::StrCat("--decode-prompt and --output-tokens make ",
-                                                   flags->prompt_tokens + flags->output_tokens,
-                                                   " tokens; a sequence holds ", context));
+// Every pair of a sweep that fits, `extra` tokens added to each sequence. InvalidArgument when what
+// flags asked for does not, or when nothing does.
+absl::StatusOr<std::vector<Point>> PointsOf(const MemoryPlan& plan, const char* what,
+                                            const Sweep<std::int32_t>& sequences,
+                                            const Sweep<std::int32_t>& tokens, std::int32_t extra) {
+  std::vector<Point> points;
+  for (const std::int32_t each : tokens.values) {
+    for (const std::int32_t many : sequences.values) {
+      if (Fits(plan, many, std::int64_t{each} + extra)) {
+        points.push_back({many, each});
+      } else if (sequences.chosen || tokens.chosen) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            what, " of ", many, " at once of ", each, " tokens and ", extra,
+            " more does not fit: a sequence holds ", plan.limits.max_context,
+            " tokens, at once run ", plan.limits.max_sequences, ", of ", plan.kv_tokens,
+            " tokens in all; raise --max-context, --max-batch or --kv-memory"));
+      }
+    }
   }
-  const auto no_prompt = [&](std::int32_t tokens) { return tokens + 1 > context; };
-  const auto no_batch = [&](std::int32_t batch) {
-    const std::int64_t page = plan.kv.page_tokens;
-    const std::int64_t pages = (flags->prompt_tokens + flags->output_tokens + page - 1) / page;
-    return batch > plan.limits.max_sequences || batch * pages * page > plan.kv_tokens;
-  };
-  if (flags->chosen_prompts &&
-      std::any_of(flags->prompts.begin(), flags->prompts.end(), no_prompt)) {
+  return points;
+}
+
+struct Points {
+  std::vector<Point> prefill, decode;
+};
+
+absl::StatusOr<Points> FitToPlan(const MemoryPlan& plan, const Flags& flags) {
+  Points points;
+  ASSIGN_OR_RETURN(points.prefill,
+                   PointsOf(plan, "a prefill", flags.prompt_batches, flags.prompts, 1));
+  ASSIGN_OR_RETURN(points.decode,
+                   PointsOf(plan, "decoding", flags.batches, flags.contexts, flags.output_tokens));
+  if (flags.requests > 0 &&
+      !Fits(plan, 1, std::int64_t{flags.request_input} + flags.request_output)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("--prompts has one that is longer than a sequence may be, ", context - 1,
-                     " tokens; raise --max-context or --kv-memory"));
+        absl::StrCat("--request-input and --request-output make ",
+                     flags.request_input + flags.request_output, " tokens; a sequence holds ",
+                     std::min<std::int64_t>(plan.limits.max_context, plan.kv_tokens)));
   }
-  if (flags->chosen_batches &&
-      std::any_of(flags->batches.begin(), flags->batches.end(), no_batch)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--batches has one that does not fit: at once run ", plan.limits.max_sequences,
-        " sequences, of ", plan.kv_tokens, " tokens in all; raise --max-batch or --kv-memory"));
-  }
-  flags->prompts.erase(std::remove_if(flags->prompts.begin(), flags->prompts.end(), no_prompt),
-                       flags->prompts.end());
-  flags->batches.erase(std::remove_if(flags->batches.begin(), flags->batches.end(), no_batch),
-                       flags->batches.end());
-  return absl::OkStatus();
+  return points;
 }
 
-absl::Status Measure(const Flags& flags, const ServedModel& model) {
+absl::Status Measure(const Flags& flags, const Points& points, const ServedModel& model,
+                     const BenchSubject& subject) {
   Progress progress(isatty(STDERR_FILENO) != 0);
   Measurement measurement(&model, flags.seed);
-  Json::Array prefill;
-  Json::Array decode;
-  if (!flags.json) PrintHead(flags, model.info);
-  if (!flags.json) std::printf("  %8s %12s %14s\n", "prompt", "tok/s", "first token");
-  for (const std::int32_t tokens : flags.prompts) {
-    progress.Show(absl::StrCat("reading a prompt of ", ShowCount(tokens), " tokens"));
-    absl::StatusOr<PrefillResult> result = measurement.Prefill(tokens, flags.repeats);
+  BenchReport report(&subject, {flags.output_tokens, flags.repeats}, flags.json);
+  for (const Point& point : points.prefill) {
+    progress.Show(absl::StrCat("reading ", point.sequences, " prompts of ", ShowCount(point.tokens),
+                               " tokens"));
+    const auto result = measurement.Prefill(point.tokens, point.sequences, flags.repeats);
     progress.Clear();
     if (!result.ok()) return result.status();
-    if (!flags.json) Print(*result);
-    prefill.push_back(ToJson(*result));
+    report.Add(*result);
   }
-  if (!flags.json)
-    std::printf("\n  %8s %12s %14s %14s\n", "batch", "tok/s", "each", "between tokens");
-  for (const std::int32_t batch : flags.batches) {
-    progress.Show(absl::StrCat("decoding ", batch, " at once"));
-    absl::StatusOr<DecodeResult> result =
-        measurement.Decode(batch, flags.prompt_tokens, flags.output_tokens, flags.repeats);
+  for (const Point& point : points.decode) {
+    progress.Show(absl::StrCat("decoding ", point.sequences, " at once"));
+    const auto result =
+        measurement.Decode(point.sequences, point.tokens, flags.output_tokens, flags.repeats);
     progress.Clear();
     if (!result.ok()) return result.status();
-    if (!flags.json) Print(*result);
-    decode.push_back(ToJson(*result));
+    report.Add(*result);
   }
-  if (!flags.json) return absl::OkStatus();
-  const ModelInfo& info = model.info;
-  Json json;
-  json.Set("model", info.name);
-  json.Set("path", info.path);
-  json.Set("revision", info.revision);
-  json.Set("format", info.format);
-  json.Set("architecture", info.architecture);
-  json.Set("parameters", info.parameters);
-  json.Set("devices", Json::Array(info.devices.begin(), info.devices.end()));
-  json.Set("compute", info.compute);
-  json.Set("load_seconds", absl::ToDoubleSeconds(info.load_time));
-  json.Set("repeats", flags.repeats);
-  json.Set("decode_prompt_tokens", std::int64_t{flags.prompt_tokens});
-  json.Set("output_tokens", std::int64_t{flags.output_tokens});
-  json.Set("plan", ToJson(info.plan));
-  json.Set("prefill", std::move(prefill));
-  json.Set("decode", std::move(decode));
-  std::printf("%s\n", DumpJson(json, {.indent = 2}).c_str());
+  if (flags.requests > 0) {
+    progress.Show(absl::StrCat("answering ", flags.requests, " requests"));
+    const auto result =
+        measurement.Throughput(flags.requests, flags.request_input, flags.request_output);
+    progress.Clear();
+    if (!result.ok()) return result.status();
+    report.Add(*result);
+  }
+  report.End();
   return absl::OkStatus();
 }
+
+void AddSweep(CLI::App& app, const std::string& name, Sweep<std::int32_t>* sweep, int most,
+              const std::string& help) {
+  app.add_option_function<std::vector<std::int32_t>>(
+         name, [sweep](const std::vector<std::int32_t>& values) { *sweep = {values, true}; },
+         absl::StrCat(help, " (", absl::StrJoin(sweep->values, ","), ")"))
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(CLI::Range(1, most));
+}
+
+void AddFlags(CLI::App& app, Flags* flags) {
+  constexpr int kMaxTokens = 1 << 24, kMaxSequences = 4096;
+  app.add_option("MODEL", flags->path, "a Hugging Face directory, a .safetensors or a .gguf file");
+  app.add_option("--synthetic", flags->shape,
+                 absl::StrCat("instead of MODEL, random weights of this shape: ",
+                              absl::StrJoin(SyntheticShapes(), ", ")));
+  app.add_option("--quant", flags->format,
+                 absl::StrCat("the format of --synthetic (int4-g128): ",
+                              absl::StrJoin(SyntheticFormats(), ", ")));
+  AddSweep(app, "--prompts", &flags->prompts, kMaxTokens, "lengths of prompts to read");
+  AddSweep(app, "--prompt-batches", &flags->prompt_batches, kMaxSequences,
+           "prompts to read at once");
+  AddSweep(app, "--batches", &flags->batches, kMaxSequences, "sequences to decode at once");
+  AddSweep(app, "--decode-prompt,--contexts", &flags->contexts, kMaxTokens,
+           "tokens of each before decoding starts");
+  app.add_option("--output-tokens", flags->output_tokens, "tokens to decode (64)")
+      ->check(CLI::Range(8, kMaxTokens));
+  app.add_option("--requests", flags->requests,
+                 "also the time of so many requests submitted at once (0)")
+      ->check(CLI::Range(0, 1 << 20));
+  app.add_option("--request-input", flags->request_input, "tokens of their prompts (1000)")
+      ->check(CLI::Range(1, kMaxTokens));
+  app.add_option("--request-output", flags->request_output, "tokens of their answers (1000)")
+      ->check(CLI::Range(1, kMaxTokens));
+  app.add_option("--repeats", flags->repeats,
+                 "runs behind each number, after one that does not count (3)")
+      ->check(CLI::Range(1, 1000));
+  app.add_option("--seed", flags->seed, "of the random prompts (1)");
+  app.add_flag("--json", flags->json, "print JSON");
+  flags->load.AddTo(app);
+}
+
+absl::StatusOr<LoadSpec> SpecOf(const Flags& flags, OpenDevices& devices) {
+  if (flags.path.empty() == flags.shape.empty()) {
+    return absl::InvalidArgumentError("name one model: MODEL, or --synthetic SHAPE");
+  }
+  if (flags.shape.empty()) return flags.load.ToLoadSpec(flags.path, devices);
+  ASSIGN_OR_RETURN(LoadSpec spec,
+                   flags.load.ToLoadSpec(
+                       absl::StrCat(kSyntheticPrefix, flags.shape, ":", flags.format), devices));
+  spec.name = flags.shape;
+  return spec;
+}
+
+// Loads, measures and ends one model; its engine is told to stop on every way out.
+class Bench {
+ public:
+  Bench(CLI::App* app, const Flags* flags, absl::Time began)
+      : app_(*app), flags_(*flags), began_(began) {}
+
+  int Run() {
+    OpenDevices devices;
+    absl::StatusOr<LoadSpec> spec = SpecOf(flags_, devices);
+    if (!spec.ok()) return Fail(app_, kUsage, spec.status());
+    spec->max_queue = std::max(spec->max_queue, flags_.requests);
+    absl::StatusOr<OpenedModel> opened = OpenModel(*spec, devices);
+    if (!opened.ok()) {
+      const bool no_such = !flags_.shape.empty() && absl::IsNotFound(opened.status());
+      return Fail(app_, no_such ? kUsage : kModelUnusable, opened.status());
+    }
+    const absl::StatusOr<MemoryPlan> plan = opened->Plan(spec->plan, 0);
+    if (!plan.ok()) return Fail(app_, kModelUnusable, plan.status());
+    const absl::StatusOr<Points> points = FitToPlan(*plan, flags_);
+    if (!points.ok()) return Fail(app_, kUsage, points.status());
+
+    BenchSubject subject;
+    subject.device = opened->backend->info();
+    absl::StatusOr<Footprint> footprint = FootprintOf(*opened, *plan);
+    if (!footprint.ok()) return Fail(app_, kModelUnusable, footprint.status());
+    subject.footprint = *footprint;
+
+    Metrics metrics(ThisBuild());
+    absl::StatusOr<LoadedModel> loaded =
+        Load(*spec, *std::move(opened), *plan, metrics.ForModel(spec->name));
+    if (!loaded.ok()) return Fail(app_, ExitOf(loaded.status(), kModelUnusable), loaded.status());
+    subject.ready = absl::Now() - began_;
+    subject.info = loaded->model->info;
+    subject.memory = loaded->memory_in_use;
+    loaded->engine->Start();
+    const absl::Status measured = Measure(flags_, *points, *loaded->model, subject);
+    loaded->engine->Abort(absl::UnavailableError("the measurement is over"));
+    loaded->engine->Join();
+    return measured.ok() ? kDone : Fail(app_, ExitOf(measured, kFailed), measured);
+  }
+
+ private:
+  static absl::StatusOr<LoadedModel> Load(const LoadSpec& spec, OpenedModel opened,
+                                          const MemoryPlan& plan,
+                                          std::shared_ptr<ModelMetrics> series) {
+    LoadDisplay display(isatty(STDERR_FILENO) != 0);
+    auto loaded =
+        LoadModel(spec, std::move(opened), plan, nullptr, std::move(series), EngineHooks(),
+                  [&](const std::string& stage, std::int64_t done, std::int64_t total) {
+                    display.Show(spec.name, stage, done, total);
+                    return true;
+                  });
+    display.Clear();
+    return loaded;
+  }
+
+  CLI::App& app_;
+  const Flags& flags_;
+  const absl::Time began_;
+};
 
 }  // namespace
 
 int RunBench(int argc, char** argv) {
+  const absl::Time began = absl::Now();
   CLI::App app(
       "How fast a model reads prompts and decodes on this machine, measured through the engine.",
       "nibble bench");
   Flags flags;
-  app.add_option("MODEL", flags.path, "a Hugging Face directory, a .safetensors or a .gguf file")
-      ->required();
-  CLI::Option* const prompts =
-      app.add_option("--prompts", flags.prompts, "lengths of prompts to read (64,256,1024)")
-          ->delimiter(',')
-          ->allow_extra_args(false)
-          ->check(CLI::Range(1, 1 << 24));
-  CLI::Option* const batches =
-      app.add_option("--batches", flags.batches, "sequences to decode at once (1,2,4,8,16)")
-          ->delimiter(',')
-          ->allow_extra_args(false)
-          ->check(CLI::Range(1, 4096));
-  app.add_option("--decode-prompt", flags.prompt_tokens, "tokens before decoding starts (16)")
-      ->check(CLI::Range(1, 1 << 24));
-  app.add_option("--output-tokens", flags.output_tokens, "tokens to decode (64)")
-      ->check(CLI::Range(8, 1 << 24));
-  app.add_option("--repeats", flags.repeats,
-                 "runs behind each number, after one that does not count (3)")
-      ->check(CLI::Range(1, 1000));
-  app.add_option("--seed", flags.seed, "of the random prompts (1)");
-  app.add_flag("--json", flags.json, "print JSON");
-  flags.load.AddTo(app);
+  AddFlags(app, &flags);
   if (const auto exit = ParseArguments(app, argc, argv)) return *exit;
-  flags.chosen_prompts = prompts->count() > 0;
-  flags.chosen_batches = batches->count() > 0;
-
   ConfigureLog(LogFormat::kText, LogLevel::kWarning);
-  OpenDevices devices;
-  const absl::StatusOr<LoadSpec> spec = flags.load.ToLoadSpec(flags.path, devices);
-  if (!spec.ok()) return Fail(app, kUsage, spec.status());
-  Metrics metrics(ThisBuild());
-  ModelHub hub({}, &metrics);
-  const absl::StatusOr<MemoryPlan> plan = hub.Plan(*spec);
-  if (!plan.ok()) return Fail(app, kModelUnusable, plan.status());
-  if (const absl::Status fits = FitToPlan(*plan, &flags); !fits.ok())
-    return Fail(app, kUsage, fits);
-
-  LoadDisplay display(isatty(STDERR_FILENO) != 0);
-  const auto model =
-      hub.Load(*spec, [&](const std::string& stage, std::int64_t done, std::int64_t total) {
-        display.Show(spec->name, stage, done, total);
-        return true;
-      });
-  display.Clear();
-  if (!model.ok()) return Fail(app, ExitOf(model.status(), kModelUnusable), model.status());
-  const absl::Status measured = Measure(flags, **model);
-  hub.Drain(absl::Now());
-  return measured.ok() ? kDone : Fail(app, ExitOf(measured, kFailed), measured);
+  return Bench(&app, &flags, began).Run();
 }
 
 }  // namespace nibble

@@ -62,6 +62,15 @@ std::uint64_t NextRandom(std::uint64_t* state) {
   return z ^ (z >> 31);
 }
 
+// The sample that a share `q` of all do not exceed; 0 of none.
+double Quantile(std::vector<double> samples, double q) {
+  if (samples.empty()) return 0;
+  const auto at = static_cast<std::size_t>(q * static_cast<double>(samples.size() - 1) + 0.5);
+  std::nth_element(samples.begin(), samples.begin() + static_cast<std::ptrdiff_t>(at),
+                   samples.end());
+  return samples[at];
+}
+
 Json ToJson(const Spread& spread) {
   Json json;
   json.Set("median", spread.median);
@@ -141,18 +150,24 @@ absl::StatusOr<std::vector<Timeline>> Measurement::Run(std::int32_t batch,
   return timelines;
 }
 
-absl::StatusOr<PrefillResult> Measurement::Prefill(std::int32_t tokens, int repeats) {
+absl::StatusOr<PrefillResult> Measurement::Prefill(std::int32_t tokens, std::int32_t batch,
+                                                   int repeats) {
   std::vector<double> seconds;
   for (int run = 0; run <= repeats; ++run) {
     absl::Time submitted;
-    ASSIGN_OR_RETURN(const std::vector<Timeline> timelines, Run(1, tokens, 1, &submitted));
-    if (timelines[0].empty()) return absl::InternalError("a prompt ended without a token");
-    if (run > 0) seconds.push_back(absl::ToDoubleSeconds(timelines[0][0].first - submitted));
+    ASSIGN_OR_RETURN(const std::vector<Timeline> timelines, Run(batch, tokens, 1, &submitted));
+    absl::Time last = submitted;
+    for (const Timeline& timeline : timelines) {
+      if (timeline.empty()) return absl::InternalError("a prompt ended without a token");
+      last = std::max(last, timeline[0].first);
+    }
+    if (run > 0) seconds.push_back(absl::ToDoubleSeconds(last - submitted));
   }
   PrefillResult result;
   result.tokens = tokens;
+  result.batch = batch;
   result.first_token_seconds = SpreadOf(seconds);
-  for (double& one : seconds) one = tokens / one;
+  for (double& one : seconds) one = static_cast<double>(tokens) * batch / one;
   result.tokens_per_second = SpreadOf(seconds);
   return result;
 }
@@ -176,15 +191,48 @@ absl::StatusOr<DecodeResult> Measurement::Decode(std::int32_t batch, std::int32_
   }
   DecodeResult result;
   result.batch = batch;
+  result.context = prompt_tokens;
   result.tokens_per_second = SpreadOf(rates);
   for (double& one : rates) one = batch / one;
   result.step_seconds = SpreadOf(rates);
   return result;
 }
 
+absl::StatusOr<ThroughputResult> Measurement::Throughput(std::int32_t requests,
+                                                         std::int32_t input_tokens,
+                                                         std::int32_t output_tokens) {
+  absl::Time submitted;
+  ASSIGN_OR_RETURN(const std::vector<Timeline> timelines,
+                   Run(requests, input_tokens, output_tokens, &submitted));
+  absl::Time last = submitted;
+  std::int64_t outputs = 0;
+  std::vector<double> first, gaps;
+  for (const Timeline& timeline : timelines) {
+    if (timeline.empty()) return absl::InternalError("a request ended without a token");
+    first.push_back(absl::ToDoubleSeconds(timeline[0].first - submitted));
+    for (std::size_t i = 0; i < timeline.size(); ++i) {
+      outputs += timeline[i].second;
+      if (i > 0) gaps.push_back(absl::ToDoubleSeconds(timeline[i].first - timeline[i - 1].first));
+    }
+    last = std::max(last, timeline.back().first);
+  }
+  ThroughputResult result{requests, input_tokens, output_tokens};
+  result.seconds = absl::ToDoubleSeconds(last - submitted);
+  result.output_tokens_per_second = static_cast<double>(outputs) / result.seconds;
+  result.tokens_per_second =
+      (static_cast<double>(outputs) + static_cast<double>(requests) * input_tokens) /
+      result.seconds;
+  result.first_token_p50 = Quantile(first, 0.5);
+  result.first_token_p99 = Quantile(first, 0.99);
+  result.gap_p50 = Quantile(gaps, 0.5);
+  result.gap_p99 = Quantile(gaps, 0.99);
+  return result;
+}
+
 Json ToJson(const PrefillResult& result) {
   Json json;
   json.Set("tokens", std::int64_t{result.tokens});
+  json.Set("prompts", std::int64_t{result.batch});
   json.Set("tokens_per_second", ToJson(result.tokens_per_second));
   json.Set("first_token_seconds", ToJson(result.first_token_seconds));
   return json;
@@ -193,8 +241,24 @@ Json ToJson(const PrefillResult& result) {
 Json ToJson(const DecodeResult& result) {
   Json json;
   json.Set("batch", std::int64_t{result.batch});
+  json.Set("context", std::int64_t{result.context});
   json.Set("tokens_per_second", ToJson(result.tokens_per_second));
   json.Set("step_seconds", ToJson(result.step_seconds));
+  return json;
+}
+
+Json ToJson(const ThroughputResult& result) {
+  Json json;
+  json.Set("requests", std::int64_t{result.requests});
+  json.Set("input_tokens", std::int64_t{result.input_tokens});
+  json.Set("output_tokens", std::int64_t{result.output_tokens});
+  json.Set("seconds", result.seconds);
+  json.Set("output_tokens_per_second", result.output_tokens_per_second);
+  json.Set("tokens_per_second", result.tokens_per_second);
+  json.Set("first_token_seconds_p50", result.first_token_p50);
+  json.Set("first_token_seconds_p99", result.first_token_p99);
+  json.Set("gap_seconds_p50", result.gap_p50);
+  json.Set("gap_seconds_p99", result.gap_p99);
   return json;
 }
 

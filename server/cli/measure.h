@@ -20,14 +20,25 @@ Spread SpreadOf(std::vector<double> samples);
 
 struct PrefillResult {
   std::int32_t tokens = 0;
-  Spread first_token_seconds;
-  Spread tokens_per_second;
+  std::int32_t batch = 0;      // prompts at once
+  Spread first_token_seconds;  // until the last of them has its first token
+  Spread tokens_per_second;    // of all prompts together
 };
 
 struct DecodeResult {
   std::int32_t batch = 0;
+  std::int32_t context = 0;  // tokens of each prompt
   Spread tokens_per_second;  // of all sequences together
   Spread step_seconds;       // from one token of a sequence to its next
+};
+
+// Many requests submitted at once, run as the scheduler likes: what a batch job sees.
+struct ThroughputResult {
+  std::int32_t requests = 0, input_tokens = 0, output_tokens = 0;
+  double seconds = 0;                                          // until the last has ended
+  double output_tokens_per_second = 0, tokens_per_second = 0;  // of all, the second with prompts
+  double first_token_p50 = 0, first_token_p99 = 0;             // seconds from the submission
+  double gap_p50 = 0, gap_p99 = 0;                             // seconds between tokens of one
 };
 
 // When tokens of one sequence arrived, and how many at once.
@@ -42,12 +53,15 @@ class Measurement {
  public:
   Measurement(const ServedModel* model, std::uint64_t seed) : model_(model), random_state_(seed) {}
 
-  // Alone, `tokens` long, to its first token. One run more than `repeats`, the first of which does
-  // not count.
-  absl::StatusOr<PrefillResult> Prefill(std::int32_t tokens, int repeats);
+  // `batch` prompts at once, `tokens` long each, to the first token of all. One run more than
+  // `repeats`, the first of which does not count.
+  absl::StatusOr<PrefillResult> Prefill(std::int32_t tokens, std::int32_t batch, int repeats);
   // `batch` sequences at once, counted while all of them decode.
   absl::StatusOr<DecodeResult> Decode(std::int32_t batch, std::int32_t prompt_tokens,
                                       std::int32_t output_tokens, int repeats);
+  // One run.
+  absl::StatusOr<ThroughputResult> Throughput(std::int32_t requests, std::int32_t input_tokens,
+                                              std::int32_t output_tokens);
 
  private:
   std::vector<std::int32_t> RandomPrompt(std::int32_t tokens);
@@ -62,5 +76,6 @@ class Measurement {
 
 Json ToJson(const PrefillResult& result);
 Json ToJson(const DecodeResult& result);
+Json ToJson(const ThroughputResult& result);
 
 }  // namespace nibble

@@ -318,6 +318,35 @@ TEST_F(ModelCommandTest, BenchMeasuresWhatWasAsked) {
   EXPECT_EQ(RunCommand(RunBench, With({"--prompts=16384"})).exit, kUsage);
 }
 
+TEST(BenchTest, SyntheticModelsNeedNoFile) {
+  const Ran ran =
+      RunCommand(RunBench, {"--synthetic=tiny", "--quant=q4_k_m", "--device=cpu", "--threads=1",
+                            "--kv-memory=64MiB", "--prompts=16", "--prompt-batches=1,3",
+                            "--batches=2", "--contexts=8,16", "--output-tokens=100", "--requests=5",
+                            "--request-input=8", "--request-output=12", "--repeats=1", "--json"});
+  ASSERT_EQ(ran.exit, kDone) << ran.err;
+  const auto json = ParseJson(ran.out);
+  ASSERT_TRUE(json.ok()) << ran.out;
+  EXPECT_EQ(json->Find("format")->AsString(), "synthetic q4_k_m");
+  ASSERT_EQ(json->Find("prefill")->AsArray().size(), 2u);
+  EXPECT_EQ(json->Find("prefill")->AsArray()[1].Find("prompts")->AsInt64(), 3);
+  ASSERT_EQ(json->Find("decode")->AsArray().size(), 2u);
+  EXPECT_EQ(json->Find("decode")->AsArray()[1].Find("context")->AsInt64(), 16);
+  EXPECT_GT(json->Find("decode")->AsArray()[1].Find("bandwidth_share")->AsDouble(), 0);
+  const Json& batch = json->Find("throughput")->AsArray()[0];
+  EXPECT_GT(batch.Find("tokens_per_second")->AsDouble(),
+            batch.Find("output_tokens_per_second")->AsDouble());
+  const Json& weights = *json->Find("memory")->Find("weights");
+  EXPECT_EQ(weights.Find("planned")->AsInt64(), weights.Find("actual")->AsInt64());
+  EXPECT_GE(json->Find("ready_seconds")->AsDouble(), json->Find("load_seconds")->AsDouble());
+
+  const Ran unknown = RunCommand(RunBench, {"--synthetic=llama-9", "--device=cpu"});
+  EXPECT_EQ(unknown.exit, kUsage);
+  EXPECT_THAT(unknown.err, HasSubstr("llama-3-8b"));
+  EXPECT_EQ(RunCommand(RunBench, {}).exit, kUsage);
+  EXPECT_EQ(RunCommand(RunBench, {"--synthetic=tiny", "--quantize=nf4"}).exit, kModelUnusable);
+}
+
 TEST_F(ModelCommandTest, GenerateHereIsReproducible) {
   const std::vector<std::string> ask = {"--model=" + path_, "--device=cpu",      "--threads=1",
                                         "--compute=f32",    "--kv-memory=64MiB", "--max-tokens=8",
