@@ -439,11 +439,12 @@ absl::Status CudaCompiler::Emit(const MoeOp& op) {
                                                                    Options options) {
     return cuda::RouteExperts(logits, weights, shape.tokens, experts, top_k, renormalize, options);
   });
-  const auto& wide = Linear(op.gate_up).segments();
-  const auto& narrow = Linear(op.down).segments();
-  if (wide.size() != static_cast<std::size_t>(experts) || narrow.size() != wide.size()) {
-    return absl::InternalError(
-        absl::StrCat("stacks of ", wide.size(), " and ", narrow.size(), " experts, not ", experts));
+  const CudaLinear &wide = Linear(op.gate_up), &narrow = Linear(op.down);
+  for (const CudaLinear* stack : {&wide, &narrow}) {
+    int parts = 0;
+    for (const CudaSegment& segment : stack->segments()) parts += segment.parts;
+    if (parts != experts)
+      return absl::InternalError(absl::StrCat("a stack of ", parts, " experts, not ", experts));
   }
   for (int e = 0; e < experts; ++e) {
     args.x = to_.Typed(op.in);
@@ -451,7 +452,7 @@ absl::Status CudaCompiler::Emit(const MoeOp& op) {
     args.output = cuda::Output::kStore;
     args.out = gate_up;
     args.ldo = 2 * dim;
-    AddProduct("expert gate_up", wide[static_cast<std::size_t>(e)], args, op.in);
+    AddProduct("expert gate_up", wide.Expert(e), args, op.in);
     Add("expert glu", [=, gate = GateOf(op.activation)](const Shape& shape, Options options) {
       return cuda::Glu(dtype, activated, gate_up, shape.tokens, dim, gate, false, options);
     });
@@ -459,7 +460,7 @@ absl::Status CudaCompiler::Emit(const MoeOp& op) {
     args.ldx = dim;
     args.out = out;
     args.ldo = hidden;
-    AddProduct("expert down", narrow[static_cast<std::size_t>(e)], args, op.in);
+    AddProduct("expert down", narrow.Expert(e), args, op.in);
     Add("expert sum", [=](const Shape& shape, Options options) {
       return cuda::AddExpert(dtype, sum, out, weights, experts, e, e == 0, shape.tokens, hidden,
                              options);

@@ -259,12 +259,12 @@ absl::StatusOr<std::unique_ptr<CudaLinear>> CudaLinear::Pack(CudaContext& contex
     std::int64_t row = 0;
     for (std::size_t begin = 0, end; begin < rows.size(); begin = end) {
       end = begin + 1;
-      while (axis != PackAxis::kExperts && end < rows.size() && Joins(rows[end - 1], rows[end]))
-        ++end;
+      while (end < rows.size() && Joins(rows[end - 1], rows[end])) ++end;
       const bool whole = begin == 0 && end == rows.size();
       linear->alternates_ = axis == PackAxis::kGateUp && whole && total % (2 * kTileRows) == 0;
       CudaSegment& segment = linear->segments_.emplace_back();
       segment.row = axis == PackAxis::kExperts ? 0 : row;
+      segment.parts = static_cast<int>(end - begin);
       float* bias = layer.bias < 0 ? nullptr : reinterpret_cast<float*>(memory + layer.bias) + row;
       SegmentPacker packer(context, std::span(rows).subspan(begin, end - begin),
                            linear->alternates_);
@@ -280,6 +280,21 @@ absl::StatusOr<std::unique_ptr<CudaLinear>> CudaLinear::Pack(CudaContext& contex
   });
   RETURN_IF_ERROR(packed);
   return linear;
+}
+
+CudaSegment CudaLinear::Expert(int expert) const {
+  const CudaSegment* from = segments_.data();
+  while (expert >= from->parts) expert -= (from++)->parts;
+  CudaSegment one = *from;
+  one.parts = 1;
+  one.matrix.shape.n = n;
+  if (one.dense) {
+    one.weights = static_cast<const std::byte*>(from->weights) + expert * n * k * 2;
+  } else {
+    one.matrix.blocks = from->matrix.blocks + expert * one.matrix.shape.Bytes();
+  }
+  if (one.bias != nullptr) one.bias += expert * n;
+  return one;
 }
 
 }  // namespace nibble

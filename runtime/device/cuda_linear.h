@@ -22,11 +22,12 @@ struct CudaContext {
   CudaLanes lanes;
 };
 
-// One matrix of the layer: rows that one product computes, or one expert.
+// One matrix of the layer: rows that one product computes, or experts one below the other.
 struct CudaSegment {
   bool dense = false;
   cuda::PackedMatrix matrix;            // of a dense one the shape's n and k
   const void* weights = nullptr;        // dense: T[n, k]
+  int parts = 1;                        // weights that it joins
   std::int64_t row = 0;                 // of its first output in the layer's (not of experts)
   const float* bias = nullptr;          // f32[n] in packed order
   const std::int32_t* order = nullptr;  // which input each stored column multiplies, or null
@@ -48,6 +49,8 @@ class CudaLinear final : public PackedLinear {
   static absl::StatusOr<std::int64_t> PackedBytes(std::span<const LinearSpec> specs, PackAxis axis);
 
   const std::vector<CudaSegment>& segments() const { return segments_; }
+  // One expert of a stack.
+  CudaSegment Expert(int expert) const;
   // Rows alternate, 16 of the first half and 16 of the second: what a gated product wants.
   bool alternates() const { return alternates_; }
 

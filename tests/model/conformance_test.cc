@@ -62,11 +62,12 @@ struct Device {
   Compute compute;
   std::optional<DType> kv_dtype;
   double gap, mean, tie;
+  double flips;  // part of the steps that near ties may decide
 };
 constexpr Device kDevices[] = {
-    {"cpu", "cpu", Compute::kF32, DType::kF32, kTolerance, kTolerance, kNearTie},
-    {"cuda_f16", "cuda", Compute::kF16, std::nullopt, 0.2, 0.03, 0.1},
-    {"cuda_bf16", "cuda", Compute::kBF16, std::nullopt, 1.2, 0.12, 0.3},
+    {"cpu", "cpu", Compute::kF32, DType::kF32, kTolerance, kTolerance, kNearTie, 0.03},
+    {"cuda_f16", "cuda", Compute::kF16, std::nullopt, 0.2, 0.03, 0.1, 0.03},
+    {"cuda_bf16", "cuda", Compute::kBF16, std::nullopt, 1.2, 0.12, 0.35, 0.05},
 };
 
 struct Tolerance {
@@ -181,8 +182,8 @@ TEST_P(ConformanceTest, MatchesReference) {
   if (tolerance.gap == device.gap) {
     EXPECT_LT(mean, device.mean) << "over " << score.gaps << " gaps";
   }
-  // Near ties decide a step in thirty at most; of few steps, two.
-  EXPECT_LE(score.steps - score.same_best, std::max(2, score.steps * 3 / 100))
+  // Of few steps, two.
+  EXPECT_LE(score.steps - score.same_best, std::max(2.0, score.steps * device.flips))
       << "other best tokens in " << score.steps << " steps";
   std::printf("%s %s: worst %.3f mean %.4f, the same best token %d of %d\n", device.label,
               name.c_str(), score.worst, mean, score.same_best, score.steps);
