@@ -22,9 +22,22 @@
 
 namespace nibble {
 
-__device__ __forceinline__ std::uint32_t ShiftRight(std::uint32_t v,
-                                                    int amount) {  // negative: left
+__host__ __device__ __forceinline__ std::uint32_t ShiftRight(std::uint32_t v,
+                                                             int amount) {  // negative: left
   return amount >= 0 ? v >> amount : v << -amount;
+}
+
+// v & mask | add in one instruction: the compiler takes two when both are constants, so callers
+// keep one of them in a register.
+__host__ __device__ __forceinline__ std::uint32_t AndOr(std::uint32_t v, std::uint32_t mask,
+                                                        std::uint32_t add) {
+#ifdef __CUDA_ARCH__
+  std::uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(d) : "r"(v), "r"(mask), "r"(add));
+  return d;
+#else
+  return (v & mask) | add;
+#endif
 }
 
 // ---- Integer codes ----
@@ -34,6 +47,7 @@ struct IntegerCodes {
   static constexpr bool kHalf = std::is_same_v<T, half>;
   static constexpr int kLow = kBits >= 8 ? 8 : kBits >= 4 ? 4 : 2;
   static constexpr int kHigh = kBits - kLow;
+  static constexpr int kWidth = kBits;
   static constexpr int kAtomBytes = 128 * kBits;
   static constexpr bool kTable = false;
   static constexpr int kShift = kHalf || kBits == 8 ? 0 : 128;
@@ -66,21 +80,50 @@ struct IntegerCodes {
     }
   }
 
-  // Pair `pair` of step `step`: both codes at bit `at` of their 16-bit halves. The arguments are
-  // constants once the caller's loops are unrolled.
-  __device__ __forceinline__ std::uint32_t Pair(int step, int pair) const {
+  // The same from an atom in shared memory.
+  __device__ __forceinline__ void LoadShared(std::uint32_t atom, int lane) {
+    if constexpr (kLow == 8) {
+      const uint4 a = ptx::LoadShared128(atom + lane * 16);
+      const uint4 b = ptx::LoadShared128(atom + 512 + lane * 16);
+      low[0] = a.x, low[1] = a.y, low[2] = a.z, low[3] = a.w;
+      low[4] = b.x, low[5] = b.y, low[6] = b.z, low[7] = b.w;
+    } else if constexpr (kLow == 4) {
+      const uint4 a = ptx::LoadShared128(atom + lane * 16);
+      low[0] = a.x, low[1] = a.y, low[2] = a.z, low[3] = a.w;
+    } else {
+      const uint2 a = ptx::LoadShared64(atom + lane * 8);
+      low[0] = a.x, low[1] = a.y;
+    }
+    if constexpr (kHigh == 2) {
+      const uint2 a = ptx::LoadShared64(atom + 128 * kLow + lane * 8);
+      high[0] = a.x, high[1] = a.y;
+    } else if constexpr (kHigh == 1) {
+      high[0] = ptx::LoadShared32(atom + 128 * kLow + lane * 4);
+    }
+  }
+
+  // Pair `pair` of step `step`: both codes at bit `at` of their 16-bit halves, 0 or kBitHigh. The
+  // arguments are constants once the caller's loops are unrolled.
+  // `magic` is or-ed in.
+  __host__ __device__ __forceinline__ std::uint32_t RawPair(int step, int pair,
+                                                            std::uint32_t magic = 0) const {
     const int at = (pair & 1) ? kBitHigh : 0;
     const int index = step * 4 + pair;  // of the lane's 16 pairs
     constexpr int kPairsAWord = 16 / kLow;
     const std::uint32_t low_mask = (((1u << kLow) - 1) * 0x10001u) << at;
-    std::uint32_t v =
-        ShiftRight(low[index / kPairsAWord], kLow * (index % kPairsAWord) - at) & low_mask;
+    std::uint32_t v = AndOr(ShiftRight(low[index / kPairsAWord], kLow * (index % kPairsAWord) - at),
+                            low_mask, magic);
     if constexpr (kHigh > 0) {
       constexpr int kHighPairs = 16 / kHigh;
       const std::uint32_t high_mask = (((1u << kHigh) - 1) * 0x10001u) << (at + kLow);
-      v |= ShiftRight(high[index / kHighPairs], kHigh * (index % kHighPairs) - at - kLow) &
-           high_mask;
+      v = AndOr(ShiftRight(high[index / kHighPairs], kHigh * (index % kHighPairs) - at - kLow),
+                high_mask, v);
     }
+    return v;
+  }
+
+  __device__ __forceinline__ std::uint32_t Pair(int step, int pair) const {
+    std::uint32_t v = RawPair(step, pair);
     if constexpr (kShift != 0) v |= 0x43004300u;
     if constexpr (!kHalf && kBits == 8) {  // 2^23 + q as f32, then to bf16: exact, q has 8 bits
       const float first = __uint_as_float(0x4B000000u | (v & 0xffffu)) - 8388608.0f;
@@ -102,7 +145,7 @@ inline constexpr int kPairTableBytes = 256 * 32 * 4;
 
 template <typename T>
 struct CodebookCodes {
-  static constexpr int kBits = 4;
+  static constexpr int kWidth = 4;
   static constexpr int kAtomBytes = 512;
   static constexpr bool kTable = true;
   static constexpr int kShift = 0;
@@ -113,6 +156,11 @@ struct CodebookCodes {
 
   __device__ __forceinline__ void Load(const std::uint8_t* atom, int lane, std::uint64_t policy) {
     const uint4 a = ptx::StreamLoad128(atom + lane * 16, policy);
+    low[0] = a.x, low[1] = a.y, low[2] = a.z, low[3] = a.w;
+  }
+
+  __device__ __forceinline__ void LoadShared(std::uint32_t atom, int lane) {
+    const uint4 a = ptx::LoadShared128(atom + lane * 16);
     low[0] = a.x, low[1] = a.y, low[2] = a.z, low[3] = a.w;
   }
 

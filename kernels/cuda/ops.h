@@ -97,9 +97,13 @@ bool SupportsStream(const PackedShape& shape);
 // captured.
 struct ProductScratch {
   cublasContext* cublas = nullptr;
-  void* weights = nullptr;  // 2 * n * k bytes: the weights expanded
+  void* weights = nullptr;  // 2 * n * k bytes: the weights expanded, or partial sums
   void* raw = nullptr;      // 2 * m * n bytes: the product before its epilogue
+  // kProductFlags words, zero before the first product and after each: with them the SMs share tiles
+  // that do not go round evenly. Products that may run at once need their own.
+  std::uint32_t* flags = nullptr;
 };
+inline constexpr int kProductFlags = 256;
 
 // Any number of tokens, any packed encoding. Not launched dependent beyond the streamed sizes.
 cudaError_t Product(const ProductArgs& args, const ProductScratch& scratch, cudaStream_t stream);
@@ -115,6 +119,41 @@ cudaError_t DequantizePacked(const PackedMatrix& w, DType dtype, void* out, cuda
 // Packs rows of codes (RowSource of device pointers) into blocks.
 cudaError_t PackBlocks(const PackedShape& shape, const RowSource& source, std::uint8_t* blocks,
                        cudaStream_t stream);
+
+// ---- Mixtures of experts
+// ---------------------------------------------------------------------------------------
+
+inline constexpr int kMostExperts = 512;
+
+// Which rows experts get. Rows are the (token, rank) pairs, sorted by expert, then by token.
+struct ExpertRoutes {
+  std::int32_t* chosen = nullptr;   // [tokens, top_k] experts, best first
+  float* weights = nullptr;         // [tokens, top_k]
+  std::int32_t* offsets = nullptr;  // [experts + 1]: where an expert's rows begin
+  std::int32_t* tokens = nullptr;   // [tokens * top_k]: a row's token, what GatherRows takes
+  std::int32_t* rows = nullptr;     // [tokens, top_k]: where in the sorted rows a pair went
+};
+
+// Softmax over all of logits f32[tokens, experts], the top_k best (the smaller id of equals),
+// renormalised to sum 1 if asked. experts <= kMostExperts.
+cudaError_t SortByExpert(const float* logits, const ExpertRoutes& routes, int tokens, int experts,
+                         int top_k, bool renormalize, LaunchOptions options);
+
+// Rows [offsets[e], offsets[e + 1]) of x times expert e. product.w is expert 0; the others follow
+// it, each shape.Bytes() large, shape.n % 16 == 0. product.m: rows of x and out, all experts
+// together (the grid is made for any split of them). kStore, kStoreF32 or kGlu, no norm, no bias.
+struct GroupedProductArgs {
+  ProductArgs product;
+  int experts = 0;
+  const std::int32_t* offsets = nullptr;  // device i32[experts + 1]
+};
+cudaError_t GroupedProduct(const GroupedProductArgs& args, cudaStream_t stream);
+bool SupportsGrouped(const PackedShape& shape);
+
+// sum f32[tokens, dim] = (add ? sum : 0) + each token's experts' rows of y T[rows, dim], best
+// first, by their weights.
+cudaError_t CombineExperts(DType dtype, float* sum, const void* y, const ExpertRoutes& routes,
+                           int top_k, bool add, int tokens, int dim, LaunchOptions options);
 
 // ---- Norms, embedding, gates
 // -------------------------------------------------------------------------------

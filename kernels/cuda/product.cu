@@ -3,21 +3,30 @@
 #include <cublas_v2.h>
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/product.cuh"
 
 namespace nibble::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kFinishColumns = 1024;  // of the output, a block
+constexpr int kStreamTokens = 16;     // beyond, the stream would read the weights again
 
-// The epilogue of ProductArgs for raw T[m, n] that cuBLAS wrote. grid (token, kFinishColumns of the
-// output).
+// What a product has left for its epilogue: T[m, n], or the sum of f32[splits, m, n].
+struct RawProduct {
+  const void* data = nullptr;
+  bool f32 = false;
+  int splits = 1;
+};
+
+// The epilogue of ProductArgs. grid (token, kFinishColumns of the output).
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    FinishKernel(ProductArgs a, const void* raw, bool raw_f32) {
+__global__ void __launch_bounds__(kThreads) FinishKernel(ProductArgs a, RawProduct raw) {
   __shared__ float scratch[32];
   const int n = static_cast<int>(a.w.shape.n), token = blockIdx.x,
             begin = blockIdx.y * kFinishColumns;
+  ptx::LaunchDependents();
+  ptx::WaitForPrerequisites();
   float rstd = 1.0f;
   if (a.norm_in.square_sums != nullptr) {
     float sum = 0.0f;
@@ -26,10 +35,17 @@ __global__ void __launch_bounds__(kThreads)
     }
     rstd = rsqrtf(BlockSum<kThreads>(sum, scratch) / a.norm_in.dim + a.norm_in.eps);
   }
+  const std::int64_t split_step = static_cast<std::int64_t>(a.m) * n;
   const auto value = [&](int column) {
     const std::int64_t at = static_cast<std::int64_t>(token) * n + column;
-    const float v =
-        raw_f32 ? static_cast<const float*>(raw)[at] : ToFloat(static_cast<const T*>(raw)[at]);
+    float v = 0.0f;
+    if (raw.f32) {
+      const float* from = static_cast<const float*>(raw.data) + at;
+#pragma unroll 4
+      for (int i = 0; i < raw.splits; ++i) v += from[i * split_step];
+    } else {
+      v = ToFloat(static_cast<const T*>(raw.data)[at]);
+    }
     return v * rstd + (a.bias == nullptr ? 0.0f : a.bias[column]);
   };
   if (a.output == Output::kGlu) {
@@ -64,6 +80,15 @@ __global__ void __launch_bounds__(kThreads)
         a.norm_out.square_sums[static_cast<std::int64_t>(token) * tiles + i / 16] = squares;
     }
   }
+}
+
+cudaError_t Finish(const ProductArgs& args, const RawProduct& raw, LaunchOptions options) {
+  return ByDType(args.dtype, [&]<typename T>() {
+    const auto columns =
+        static_cast<unsigned>(args.output == Output::kGlu ? args.w.shape.n / 2 : args.w.shape.n);
+    const dim3 grid(args.m, (columns + kFinishColumns - 1) / kFinishColumns);
+    return Launch(FinishKernel<T>, grid, kThreads, 0, options, args, raw);
+  });
 }
 
 cudaError_t Status(cublasStatus_t status) {
@@ -104,24 +129,35 @@ cudaError_t DenseProduct(const ProductArgs& args, const void* w, const ProductSc
   const std::int64_t ldo = raw == args.out ? args.ldo : args.w.shape.n;
   cudaError_t error = Gemm(scratch.cublas, args.dtype, args, w, raw, ldo, f32, stream);
   if (error != cudaSuccess || plain) return error;
-  return ByDType(args.dtype, [&]<typename T>() {
-    const auto columns =
-        static_cast<unsigned>(args.output == Output::kGlu ? args.w.shape.n / 2 : args.w.shape.n);
-    const dim3 grid(args.m, (columns + kFinishColumns - 1) / kFinishColumns);
-    FinishKernel<T><<<grid, kThreads, 0, stream>>>(args, raw, f32);
-    return cudaGetLastError();
-  });
+  return Finish(args, {raw, f32}, {stream, false});
+}
+
+cudaError_t TiledProduct(const ProductArgs& args, const TilePlan& plan,
+                         const TileWorkspace& workspace, cudaStream_t stream) {
+  const cudaError_t error = TileProduct(args, plan, workspace, stream);
+  if (error != cudaSuccess || plan.splits == 1 || plan.shared) return error;
+  return Finish(args, {workspace.partials, true, plan.splits}, {stream, true});
 }
 
 cudaError_t Product(const ProductArgs& args, const ProductScratch& scratch, cudaStream_t stream) {
-  // The stream reads the weights once for every 16 tokens; past this many, expanding them costs
-  // less on most shapes (measured on an H200, tests/bench/results).
-  constexpr int kStreamTokens = 48;
-  if (SupportsStream(args.w.shape) && (args.m <= kStreamTokens || scratch.weights == nullptr)) {
-    return StreamProduct(args, stream);
+  if (args.m <= kStreamTokens && SupportsStream(args.w.shape)) return StreamProduct(args, stream);
+  int device = 0, sms = 0, major = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error != cudaSuccess) return error;
+  if (major == 9) {
+    TileWorkspace workspace;
+    if (scratch.weights != nullptr) {
+      workspace = {static_cast<float*>(scratch.weights), 2 * args.w.shape.n * args.w.shape.k,
+                   scratch.flags};
+    }
+    return TiledProduct(args, ChooseTiles(args, workspace, sms), workspace, stream);
   }
   if (scratch.weights == nullptr) return cudaErrorInvalidValue;
-  const cudaError_t error = DequantizePacked(args.w, args.dtype, scratch.weights, stream);
+  error = DequantizePacked(args.w, args.dtype, scratch.weights, stream);
   return error != cudaSuccess ? error : DenseProduct(args, scratch.weights, scratch, stream);
 }
 

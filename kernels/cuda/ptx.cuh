@@ -123,6 +123,16 @@ __device__ __forceinline__ float LoadCluster(std::uint32_t shared, std::uint32_t
   asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(remote) : "memory");
   return value;
 }
+// ---- Flags between blocks ----
+__device__ __forceinline__ void StoreRelease(std::uint32_t* at, std::uint32_t value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
+}
+__device__ __forceinline__ std::uint32_t LoadAcquire(const std::uint32_t* at) {
+  std::uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
+  return value;
+}
+
 // ---- Shared-memory loads that must stay between barrier waits ----
 __device__ __forceinline__ uint4 LoadShared128(std::uint32_t shared) {
   uint4 v;

@@ -262,6 +262,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
     }
   };
   load_chunks(0, threadIdx.x);
+  float* block_sums = reinterpret_cast<float*>(shared + p.sums_offset);
   // While they travel: norms of the inputs, and the residual this thread will add to first.
   float* rstd = reinterpret_cast<float*>(shared);
   float residual0 = 0.0f;
@@ -284,6 +285,17 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
         if (row >= p.m || c - lane >= row_chunks) break;  // the same for the whole warp
         if (c < row_chunks)
           *reinterpret_cast<uint4*>(shared + p.x_offset + row * p.x_row_bytes + c * 16) = chunk[i];
+        if constexpr (kSums) {
+          if (!wide) continue;
+          const float2 v0 = UnpackPair<T>(chunk[i].x), v1 = UnpackPair<T>(chunk[i].y);
+          const float2 v2 = UnpackPair<T>(chunk[i].z), v3 = UnpackPair<T>(chunk[i].w);
+          float sum = ((v0.x + v0.y) + (v1.x + v1.y)) + ((v2.x + v2.y) + (v3.x + v3.y));
+#pragma unroll
+          for (int delta = 1; delta < kGroup / 8; delta *= 2)
+            sum += __shfl_xor_sync(~0u, sum, delta);
+          if (c < row_chunks && c % (kGroup / 8) == 0)
+            block_sums[c / (kGroup / 8) * (8 * kTokenTiles) + row] = sum;
+        }
       }
     }
   }
@@ -296,43 +308,45 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
                 (unit0 - block_unit0) * 256 + lane / 8 * 16;
   }
 
-  // ---- Their sums over each group, f32[unit][group][8 * kTokenTiles], by products with ones: the
-  // sums of tokens 2t, 2t + 1 land where the accumulators are. Short chains of products, which wait
-  // for each other. ----
-  float* group_sums = reinterpret_cast<float*>(shared + p.sums_offset) +
-                      (unit0 - block_unit0) * kGroups * kTokenTiles * 8;
+  // ---- Their sums over each group, f32[unit][group][8 * kTokenTiles]. Of few tokens the loads
+  // above have added them up. Of more, products with ones do: the sums of tokens 2t, 2t + 1 land
+  // where the accumulators are. Short chains of products, which wait for each other. ----
+  const float* group_sums = block_sums + (unit0 - block_unit0) * kGroups * kTokenTiles * 8;
   if constexpr (kSums) {
-    const std::uint32_t one = std::is_same_v<T, half> ? 0x3c003c00u : 0x3f803f80u;
-    const std::uint32_t ones[4] = {one, one, one, one};
-    constexpr int kParts = kGroups > 4 ? kGroups : 4;
+    if (!wide) {
+      float* to_sums = block_sums + (unit0 - block_unit0) * kGroups * kTokenTiles * 8;
+      const std::uint32_t one = std::is_same_v<T, half> ? 0x3c003c00u : 0x3f803f80u;
+      const std::uint32_t ones[4] = {one, one, one, one};
+      constexpr int kParts = kGroups > 4 ? kGroups : 4;
 #pragma unroll 2
-    for (int unit = 0; unit < units; ++unit) {
+      for (int unit = 0; unit < units; ++unit) {
 #pragma unroll
-      for (int i = 0; i < kTokenTiles; ++i) {
-        float d[kParts][4] = {};
+        for (int i = 0; i < kTokenTiles; ++i) {
+          float d[kParts][4] = {};
 #pragma unroll
-        for (int step = 0; step < 8; step += 2) {
-          std::uint32_t b[4];
-          ptx::LoadMatrix4(b, x_rows[i] + unit * 256 + step * 32);
-          ptx::Mma<T>(d[step * kParts / 8], ones, b[0], b[1]);
-          ptx::Mma<T>(d[(step + 1) * kParts / 8], ones, b[2], b[3]);
-        }
-#pragma unroll
-        for (int group = 0; group < kGroups; ++group) {
-          float2 sum = make_float2(0.0f, 0.0f);
-#pragma unroll
-          for (int part = 0; part < kParts / kGroups; ++part) {
-            sum.x += d[group * (kParts / kGroups) + part][0],
-                sum.y += d[group * (kParts / kGroups) + part][1];
+          for (int step = 0; step < 8; step += 2) {
+            std::uint32_t b[4];
+            ptx::LoadMatrix4(b, x_rows[i] + unit * 256 + step * 32);
+            ptx::Mma<T>(d[step * kParts / 8], ones, b[0], b[1]);
+            ptx::Mma<T>(d[(step + 1) * kParts / 8], ones, b[2], b[3]);
           }
-          if (g == 0) {
-            *reinterpret_cast<float2*>(
-                group_sums + ((unit * kGroups + group) * kTokenTiles + i) * 8 + 2 * t) = sum;
+#pragma unroll
+          for (int group = 0; group < kGroups; ++group) {
+            float2 sum = make_float2(0.0f, 0.0f);
+#pragma unroll
+            for (int part = 0; part < kParts / kGroups; ++part) {
+              sum.x += d[group * (kParts / kGroups) + part][0],
+                  sum.y += d[group * (kParts / kGroups) + part][1];
+            }
+            if (g == 0) {
+              *reinterpret_cast<float2*>(
+                  to_sums + ((unit * kGroups + group) * kTokenTiles + i) * 8 + 2 * t) = sum;
+            }
           }
         }
       }
+      __syncwarp();
     }
-    __syncwarp();
   }
 
   // ---- Pairs of tiles ----

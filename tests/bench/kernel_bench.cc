@@ -14,10 +14,12 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <set>
 #include <sstream>
 #include <string>
 
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/product.cuh"
 #include "tests/bench/timing.h"
 #include "tests/kernels/cuda/check.h"
 
@@ -152,7 +154,8 @@ void Products(const std::string& encodings, const std::vector<int>& tokens) {
   std::mt19937 rng(1);
   const int max_m = *std::max_element(tokens.begin(), tokens.end());
   const DeviceArray<std::uint16_t> expanded(28672LL * 4096), raw(28672LL * max_m);
-  const ProductScratch scratch{cublas, expanded.get(), raw.get()};
+  const DeviceArray<std::uint32_t> flags(std::vector<std::uint32_t>(kProductFlags, 0));
+  const ProductScratch scratch{cublas, expanded.get(), raw.get(), flags.get()};
   std::map<std::pair<std::string, int>, double> dense;
   std::printf("shape,n,k,encoding,m,us,cublas_fp16_us,speedup,weight_TBps\n");
   for (const Shape& shape : kLlama8B) {
@@ -188,7 +191,7 @@ void Products(const std::string& encodings, const std::vector<int>& tokens) {
                             for (int i = 0; i < launches; ++i) {
                               ProductArgs args = Args(shape, m, x, out);
                               args.w = w.At(i % copies);
-                              args.dependent = i > 0 && m <= 64;
+                              args.dependent = i > 0;
                               NIBBLE_CUDA_OK(Product(args, scratch, stream));
                             }
                           }) /
@@ -197,6 +200,83 @@ void Products(const std::string& encodings, const std::vector<int>& tokens) {
         std::printf("%s,%d,%d,%s,%d,%.2f,%.2f,%.2f,%.2f\n", shape.name, shape.n, shape.k, e.name, m,
                     us, reference, reference / us, w.bytes() / us * 1e-6);
         std::fflush(stdout);
+      }
+    }
+  }
+  cublasDestroy(cublas);
+}
+
+// Tile products by every cut worth considering, beside expanding to 16 bits and cuBLAS.
+void Tiles(const std::string& encodings, const std::vector<int>& tokens) {
+  cublasHandle_t cublas;
+  cublasCreate(&cublas);
+  DeviceArray<std::uint8_t> workspace(64 << 20);
+  cublasSetWorkspace(cublas, workspace.get(), workspace.size());
+  std::mt19937 rng(1);
+  const int max_m = *std::max_element(tokens.begin(), tokens.end());
+  const DeviceArray<std::uint16_t> expanded(28672LL * 4096), raw(28672LL * max_m);
+  const DeviceArray<float> partials(64LL << 20);
+  const DeviceArray<std::uint32_t> flags(std::vector<std::uint32_t>(kProductFlags, 0));
+  const TileWorkspace tile_workspace{partials.get(), 256LL << 20, flags.get()};
+  const ProductScratch scratch{cublas, expanded.get(), raw.get(), flags.get()};
+  std::printf("shape,encoding,m,tokens,splits,shared,us,TFLOPs\n");
+  for (const Shape& shape : kLlama8B) {
+    const DeviceArray<std::uint16_t> x(
+        RandomHalves(static_cast<std::int64_t>(max_m) * shape.k, DType::kF16, rng));
+    const DeviceArray<std::uint16_t> out(static_cast<std::int64_t>(max_m) * shape.n);
+    for (const Encoding& e : kEncodings) {
+      bool wanted = false;
+      for (const std::string& name : Split(encodings)) wanted |= name == e.name;
+      if (!wanted) continue;
+      const PackedShape packed{shape.n, shape.k, e.kind, e.bits, e.group, e.offset};
+      const int copies = static_cast<int>(kRotation / packed.Bytes() + 1);
+      const Weights w(shape, e, copies, rng);
+      for (int m : tokens) {
+        const int launches = std::max(copies, m > 256 ? 8 : 24);
+        const auto time =
+            [&](const std::function<cudaError_t(const ProductArgs&, cudaStream_t)>& f) {
+              return MedianReplay(
+                         [&](cudaStream_t stream) {
+                           for (int i = 0; i < launches; ++i) {
+                             ProductArgs args = Args(shape, m, x, out);
+                             args.w = w.At(i % copies);
+                             args.dependent = i > 0;
+                             NIBBLE_CUDA_OK(f(args, stream));
+                           }
+                         },
+                         m > 1000 ? 5 : 11) /
+                     launches;
+            };
+        const auto report = [&](const TilePlan& plan, double us) {
+          std::printf("%s,%s,%d,%d,%d,%d,%.2f,%.0f\n", shape.name, e.name, m, plan.tokens,
+                      plan.splits, plan.shared, us, 2.0 * m * shape.n * shape.k / us * 1e-6);
+          std::fflush(stdout);
+        };
+        for (int tile : {16, 32, 64, 128}) {
+          if (tile >= 2 * m || (tile * 4 < m && tile < 128)) continue;
+          const int items = shape.n / 256 * ((m + tile - 1) / tile);
+          std::vector<TilePlan> plans = {{tile, 1, true}};
+          if (items > 50) plans.push_back({tile, 1, false});
+          for (int splits : std::set<int>{2, 4, 132 / items}) {
+            if (splits < 2 || splits > 132 / items) continue;
+            plans.push_back({tile, splits, false});
+            plans.push_back({tile, splits, true});
+          }
+          for (const TilePlan& plan : plans) {
+            report(plan, time([&](const ProductArgs& args, cudaStream_t stream) {
+                     return TiledProduct(args, plan, tile_workspace, stream);
+                   }));
+          }
+        }
+        if (m >= 512) {
+          report({0, 0, false}, time([&](const ProductArgs& args, cudaStream_t stream) {
+                   const cudaError_t error =
+                       DequantizePacked(args.w, args.dtype, scratch.weights, stream);
+                   return error != cudaSuccess
+                              ? error
+                              : DenseProduct(args, scratch.weights, scratch, stream);
+                 }));
+        }
       }
     }
   }
@@ -263,7 +343,7 @@ void Once(const std::string& encoding, const std::vector<int>& tokens) {
 // One decode step's products of Llama-3-8B: 32 layers of qkv, o, gate_up, down with norms, residual
 // adds and SiLU * mul, every layer its own weights. Checks that every replay gives the same bits,
 // and that they are the bits of launches one by one without dependent launch.
-void Chain(const std::string& encoding, const std::vector<int>& tokens) {
+void Chain(const std::string& encoding, const std::string& path, const std::vector<int>& tokens) {
   constexpr int kLayers = 32, kHidden = 4096, kFfn = 14336, kQkv = 6144;
   std::mt19937 rng(1);
   const Encoding* e = nullptr;
@@ -277,6 +357,16 @@ void Chain(const std::string& encoding, const std::vector<int>& tokens) {
     layer_bytes += weights.back().bytes();
   }
   const DeviceArray<float> norm(std::vector<float>(kHidden, 1.0f));
+  const DeviceArray<float> partials(32LL << 20);
+  const DeviceArray<std::uint32_t> flags(std::vector<std::uint32_t>(kProductFlags, 0));
+  const TileWorkspace workspace{partials.get(), 128LL << 20, flags.get()};
+  int sms = 0;
+  NIBBLE_CUDA_OK(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, 0));
+  const auto product = [&](const ProductArgs& args, cudaStream_t stream) {
+    return path == "stream"
+               ? StreamProduct(args, stream)
+               : TiledProduct(args, ChooseTiles(args, workspace, sms), workspace, stream);
+  };
   std::printf("chain,encoding,m,us_a_layer,TBps,bits\n");
   for (int m : tokens) {
     std::vector<float> start = RandomFloats(m * kHidden, rng), squares(m * kHidden / 16, 0.0f);
@@ -306,7 +396,7 @@ void Chain(const std::string& encoding, const std::vector<int>& tokens) {
         args.out = qkv.get();
         args.ldo = kQkv;
         args.dependent = dependent && layer > 0;
-        NIBBLE_CUDA_OK(StreamProduct(args, stream));
+        NIBBLE_CUDA_OK(product(args, stream));
 
         args = {};
         args.m = m;
@@ -317,7 +407,7 @@ void Chain(const std::string& encoding, const std::vector<int>& tokens) {
         args.residual = residual.get();
         args.norm_out = {norm.get(), normed.get(), sums.get()};
         args.dependent = dependent;
-        NIBBLE_CUDA_OK(StreamProduct(args, stream));
+        NIBBLE_CUDA_OK(product(args, stream));
 
         args = {};
         args.m = m;
@@ -329,7 +419,7 @@ void Chain(const std::string& encoding, const std::vector<int>& tokens) {
         args.out = glu.get();
         args.ldo = kFfn;
         args.dependent = dependent;
-        NIBBLE_CUDA_OK(StreamProduct(args, stream));
+        NIBBLE_CUDA_OK(product(args, stream));
 
         args = {};
         args.m = m;
@@ -340,7 +430,7 @@ void Chain(const std::string& encoding, const std::vector<int>& tokens) {
         args.residual = residual.get();
         args.norm_out = {norm.get(), normed.get(), sums.get()};
         args.dependent = dependent;
-        NIBBLE_CUDA_OK(StreamProduct(args, stream));
+        NIBBLE_CUDA_OK(product(args, stream));
       }
     };
     enqueue(nullptr, false);
@@ -482,10 +572,11 @@ void Sampling() {
 
 int main(int argc, char** argv) {
   using namespace nibble::cuda::bench;
-  std::string mode = argc > 1 ? argv[1] : "", encodings = "int4", m;
+  std::string mode = argc > 1 ? argv[1] : "", encodings = "int4", path = "stream", m;
   for (int i = 2; i + 1 < argc; i += 2) {
     if (std::strcmp(argv[i], "--encodings") == 0) encodings = argv[i + 1];
     if (std::strcmp(argv[i], "--m") == 0) m = argv[i + 1];
+    if (std::strcmp(argv[i], "--path") == 0) path = argv[i + 1];
   }
   const auto tokens = [&](const char* otherwise) {
     std::vector<int> values;
@@ -500,8 +591,10 @@ int main(int argc, char** argv) {
     Products(encodings, tokens("1,2,4,8,16,32,64,128,256,512,1024,4096"));
   else if (mode == "plans")
     Plans(tokens("1,4,8,16"));
+  else if (mode == "tiles")
+    Tiles(encodings, tokens("32,64,128,256,512,1024,4096"));
   else if (mode == "chain")
-    Chain(encodings, tokens("1,2,4,8,16"));
+    Chain(encodings, path, tokens("1,2,4,8,16"));
   else if (mode == "attention")
     Attention();
   else if (mode == "sampling")
@@ -510,7 +603,8 @@ int main(int argc, char** argv) {
     Once(encodings, tokens("1"));
   else {
     std::printf(
-        "usage: kernel_bench products|plans|chain|attention|sampling|once [--encodings a,b] [--m "
+        "usage: kernel_bench products|plans|tiles|chain|attention|sampling|once [--encodings a,b] "
+        "[--m "
         "1,2]\n");
     return 64;
   }

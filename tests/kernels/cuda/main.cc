@@ -1,7 +1,7 @@
 // Compares every CUDA kernel with a plain host reference, on the device. Prints one line a case and
 // a count; exits 0 when all pass, 77 when there is no device that can run them.
 //
-//   cuda_tests [products|elementwise|attention|sampling ...]
+//   cuda_tests [elementwise|attention|sampling|dequantize|products|tiles|moe ...]
 #include <cstring>
 
 #include "tests/kernels/cuda/check.h"
@@ -26,7 +26,10 @@ int main(int argc, char** argv) {
   } kSuites[] = {{"elementwise", TestElementwise},
                  {"attention", TestAttention},
                  {"sampling", TestSampling},
-                 {"products", TestProducts}};
+                 {"dequantize", TestDequantize},
+                 {"products", TestProducts},
+                 {"tiles", TestTiles},
+                 {"moe", TestMoe}};
   Counter counter;
   for (const auto& suite : kSuites) {
     bool wanted = argc == 1;

@@ -1,4 +1,4 @@
-// Random packed matrices with their exact values, for tests and benches.
+// Random packed matrices with their exact values, and the encodings that tests go through.
 #pragma once
 
 #include "kernels/cuda/ops.h"
@@ -67,6 +67,51 @@ inline TestMatrix RandomMatrix(PackedShape shape, int file_group, bool alternate
   NIBBLE_CUDA_OK(cudaDeviceSynchronize());
   matrix.packed.blocks = matrix.blocks.get();
   return matrix;
+}
+
+struct Encoding {
+  const char* name;
+  CodeKind kind;
+  int bits, group, file_group;
+  OffsetMode offset;
+};
+
+inline constexpr Encoding kEncodings[] = {
+    {"int4 g128", CodeKind::kInteger, 4, 128, 128, OffsetMode::kConstant},
+    {"int4 g128 zeros", CodeKind::kInteger, 4, 128, 128, OffsetMode::kZeros},
+    {"int4 g128 of 256", CodeKind::kInteger, 4, 128, 256, OffsetMode::kConstant},
+    {"int4 g64", CodeKind::kInteger, 4, 64, 64, OffsetMode::kConstant},
+    {"int4 g32 bias", CodeKind::kInteger, 4, 32, 32, OffsetMode::kBias},
+    {"int4 g16 zeros", CodeKind::kInteger, 4, 16, 16, OffsetMode::kZeros},
+    {"int8 g128", CodeKind::kInteger, 8, 128, 128, OffsetMode::kConstant},
+    {"int8 g32", CodeKind::kInteger, 8, 32, 32, OffsetMode::kConstant},
+    {"int2 g128 zeros", CodeKind::kInteger, 2, 128, 128, OffsetMode::kZeros},
+    {"int2 g16 bias", CodeKind::kInteger, 2, 16, 16, OffsetMode::kBias},
+    {"int3 g128", CodeKind::kInteger, 3, 128, 128, OffsetMode::kConstant},
+    {"int3 g16", CodeKind::kInteger, 3, 16, 16, OffsetMode::kConstant},
+    {"int5 g32 bias", CodeKind::kInteger, 5, 32, 32, OffsetMode::kBias},
+    {"int6 g16", CodeKind::kInteger, 6, 16, 16, OffsetMode::kConstant},
+    {"codebook g64", CodeKind::kCodebook, 4, 64, 64, OffsetMode::kConstant},
+    {"codebook g32", CodeKind::kCodebook, 4, 32, 32, OffsetMode::kConstant},
+};
+
+inline std::string Name(const Encoding& e, DType dtype, std::int64_t n, std::int64_t k, int m) {
+  return std::string(e.name) + (dtype == DType::kF16 ? " f16" : " bf16") +
+         " n=" + std::to_string(n) + " k=" + std::to_string(k) + " m=" + std::to_string(m);
+}
+
+// x * w^T in f64.
+inline std::vector<float> Reference(const std::vector<float>& x, const std::vector<float>& w, int m,
+                                    std::int64_t n, std::int64_t k) {
+  std::vector<float> out(m * n);
+  ParallelFor(n, [&](std::int64_t row) {
+    for (int token = 0; token < m; ++token) {
+      double sum = 0;
+      for (std::int64_t i = 0; i < k; ++i) sum += double{x[token * k + i]} * w[row * k + i];
+      out[token * n + row] = static_cast<float>(sum);
+    }
+  });
+  return out;
 }
 
 }  // namespace nibble::cuda::test

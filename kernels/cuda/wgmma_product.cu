@@ -1,0 +1,210 @@
+// Cuts a tile product into items, describes its tensors to the copy engine and launches it.
+#include <algorithm>
+
+#include "kernels/cuda/product.cuh"
+#include "kernels/cuda/wgmma_product.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kSharedLimit = 227 * 1024;
+constexpr int kMostStages = 12;
+
+TileLauncher FindTiles(const PackedShape& shape, const TileInstance& instance) {
+  if (shape.kind == CodeKind::kCodebook) return FindTilesCodebook(instance);
+  const bool fine = shape.group != kUnitColumns;
+  if (shape.bits == 4) return FindTilesInt4(instance, fine);
+  if (shape.bits == 8) return FindTilesInt8(instance, fine);
+  return FindTilesPlanes(instance, shape.bits);
+}
+
+// The driver's encoder of tensor maps, found without linking the driver.
+using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*,
+                                 const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
+                                 const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
+                                 CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+EncodeTiled FindEncoder() {
+  static const EncodeTiled encoder = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
+                                                               12000, cudaEnableDefault, &found);
+    return error == cudaSuccess && found == cudaDriverEntryPointSuccess
+               ? reinterpret_cast<EncodeTiled>(function)
+               : nullptr;
+  }();
+  return encoder;
+}
+
+// A matrix of `rows` rows, row_bytes apart, of `columns` elements; boxes of box_rows x box_columns.
+cudaError_t EncodeMatrix(CUtensorMap* map, CUtensorMapDataType type, const void* base,
+                         std::int64_t columns, std::int64_t rows, std::int64_t row_bytes,
+                         int box_columns, int box_rows, CUtensorMapSwizzle swizzle) {
+  const EncodeTiled encode = FindEncoder();
+  if (encode == nullptr) return cudaErrorNotSupported;
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(row_bytes)};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_columns),
+                             static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t steps[2] = {1, 1};
+  return encode(map, type, 2, const_cast<void*>(base), sizes, strides, box, steps,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS
+             ? cudaSuccess
+             : cudaErrorInvalidValue;
+}
+
+bool Aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; }
+
+// Whether every row of the outputs can be written 16 bytes at a time.
+bool AllowsVectors(const ProductArgs& args) {
+  if (args.output != Output::kResidual) return Aligned(args.out) && args.ldo % 8 == 0;
+  return Aligned(args.residual) && Aligned(args.norm_out.normed) && args.w.shape.n % 8 == 0;
+}
+
+// Partial sums of shared tiles: one tile a worker.
+std::int64_t SharedBytes(int tokens, int workers) {
+  return std::int64_t{4} * kTileRowsOfBlock * tokens * workers;
+}
+
+// `experts` 0: one matrix; otherwise that many, packed one after the other.
+cudaError_t LaunchTileProduct(const ProductArgs& args, const TilePlan& plan,
+                              const TileWorkspace& workspace, int experts,
+                              const std::int32_t* group_offsets, cudaStream_t stream) {
+  const PackedShape& shape = args.w.shape;
+  const TileLauncher launcher = FindTiles(shape, {args.dtype, plan.tokens, experts > 0});
+  if (launcher == nullptr) return cudaErrorNotSupported;
+  if (args.m <= 0 || shape.k % 8 != 0 || args.ldx % 8 != 0 || shape.n <= 0 || !Aligned(args.x) ||
+      args.x == nullptr || !Aligned(args.w.blocks) || plan.splits < 1 ||
+      plan.splits > shape.Units() || (plan.shared && workspace.flags == nullptr) ||
+      (plan.splits > 1 && !plan.shared &&
+       workspace.partial_bytes < 4 * shape.n * args.m * plan.splits) ||
+      (args.output == Output::kGlu && shape.n % 32 != 0) ||
+      (args.output == Output::kResidual ? args.residual == nullptr : args.out == nullptr)) {
+    return cudaErrorInvalidValue;
+  }
+  int device = 0, sms = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
+
+  TileLaunch launch = {};
+  TileParams& p = launch.params;
+  const int code_bytes = 2 * shape.AtomBytes();
+  p.block_bytes = shape.BlockBytes();
+  p.scale_bytes = shape.TableBytes();
+  p.table_bytes = p.block_bytes - code_bytes;
+  p.units = static_cast<int>(shape.Units());
+  p.tiles = static_cast<int>(shape.Tiles());
+  p.row_items = (p.tiles + 15) / 16;
+  p.token_items = (args.m + plan.tokens - 1) / plan.tokens;
+  p.splits = plan.splits;
+  p.group_steps = shape.group / 16;
+  p.offset = shape.offset;
+  p.zero = static_cast<float>(shape.offset == OffsetMode::kConstant ? args.w.zero : 0);
+  // Scales that were brought to the top of f16's range leave room below for the codes.
+  p.down = args.w.multiplier == 1.0f ? 1.0f : 0x1p-9f;
+  p.multiplier = args.w.multiplier / p.down;
+  std::copy(args.w.table.begin(), args.w.table.end(), p.table);
+  p.m = args.m;
+  p.n = static_cast<int>(shape.n);
+  p.stream_once = p.token_items == 1;
+  p.vector = AllowsVectors(args);
+  p.norm_in = args.norm_in;
+  p.bias = args.bias;
+  p.output = args.output;
+  p.gate = args.gate;
+  p.out = args.out;
+  p.ldo = args.ldo;
+  p.residual = args.residual;
+  p.norm_out = args.norm_out;
+  p.partials = workspace.partials;
+  p.experts = experts;
+  p.group_offsets = group_offsets;
+
+  const std::int64_t tile_row_bytes = std::int64_t{p.units} * p.block_bytes;
+  error = EncodeMatrix(&p.x,
+                       args.dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                       args.x, shape.k, args.m, args.ldx * 2, 64, plan.tokens,
+                       CU_TENSOR_MAP_SWIZZLE_128B);
+  const std::int64_t all_tiles = std::int64_t{p.tiles} * std::max(experts, 1);
+  const auto encode_blocks = [&](CUtensorMap* map, int bytes) {  // 8-byte elements: 256 at most
+    return EncodeMatrix(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT64, args.w.blocks, tile_row_bytes / 8,
+                        all_tiles, tile_row_bytes, bytes / 8, 16, CU_TENSOR_MAP_SWIZZLE_NONE);
+  };
+  if (error == cudaSuccess) error = encode_blocks(&p.codes, code_bytes);
+  if (error == cudaSuccess) error = encode_blocks(&p.tables, p.table_bytes);
+  if (error != cudaSuccess) return error;
+
+  p.stage_bytes = (plan.tokens * kUnitColumns * 2 + 16 * p.block_bytes + 1023) / 1024 * 1024;
+  const int fixed = (shape.kind == CodeKind::kCodebook ? kPairTableBytes : 0) + kStagedBytes +
+                    plan.tokens * 4 + kMostStages * 16 + (experts > 0 ? 4 * (experts + 1) : 0);
+  p.stages = std::min(kMostStages, (kSharedLimit - fixed) / p.stage_bytes);
+  if (p.stages < 2) return cudaErrorNotSupported;
+  launch.shared_bytes = p.stages * p.stage_bytes + fixed;
+  // How many items experts have, only the device knows.
+  const int items = experts > 0 ? p.row_items * (p.token_items + std::min(experts, args.m))
+                                : p.row_items * p.token_items * p.splits;
+  launch.blocks = std::min(sms, items);
+  if (plan.shared) {
+    p.flags = workspace.flags;
+    const int workers = std::min(sms, kProductFlags);
+    if (plan.splits > 1) {  // whose parts wait for each other: all must run at once
+      if (items > workers) return cudaErrorInvalidValue;
+    } else {  // all tiles, or what is left after whole rounds and one round more
+      launch.blocks = workers;
+      const int left = items % workers;
+      p.shared_tiles = items < workers ? items : left == 0 ? 0 : left + workers;
+    }
+    if (workspace.partial_bytes < SharedBytes(plan.tokens, launch.blocks))
+      return cudaErrorInvalidValue;
+  }
+  launch.dependent = args.dependent;
+  launch.stream = stream;
+  return launcher(launch);
+}
+
+}  // namespace
+
+TilePlan ChooseTiles(const ProductArgs& args, const TileWorkspace& workspace, int sms) {
+  const PackedShape& shape = args.w.shape;
+  TilePlan plan;
+  plan.tokens = args.m <= 16 ? 16 : args.m <= 32 ? 32 : args.m <= 64 ? 64 : 128;
+  const std::int64_t tiles = (shape.Tiles() + 15) / 16 * ((args.m + plan.tokens - 1) / plan.tokens);
+  plan.shared = workspace.flags != nullptr && sms <= kProductFlags &&
+                workspace.partial_bytes >= SharedBytes(plan.tokens, sms);
+  if (tiles >= sms) return plan;
+  const std::int64_t room = plan.shared ? sms : workspace.partial_bytes / (4 * args.m * shape.n);
+  plan.splits = static_cast<int>(
+      std::clamp<std::int64_t>(std::min({sms / tiles, shape.Units() / 4, room}), 1, 64));
+  plan.shared = plan.shared && plan.splits > 1;
+  return plan;
+}
+
+cudaError_t TileProduct(const ProductArgs& args, const TilePlan& plan,
+                        const TileWorkspace& workspace, cudaStream_t stream) {
+  return LaunchTileProduct(args, plan, workspace, 0, nullptr, stream);
+}
+
+cudaError_t GroupedProduct(const GroupedProductArgs& args, cudaStream_t stream) {
+  const ProductArgs& product = args.product;
+  if (product.m == 0) return cudaSuccess;
+  if (args.offsets == nullptr || args.experts < 1 || args.experts > kMostExperts ||
+      product.w.shape.n % kTileRows != 0 || product.norm_in.square_sums != nullptr ||
+      product.bias != nullptr || (product.output == Output::kResidual)) {
+    return cudaErrorInvalidValue;
+  }
+  // Tiles as large as an expert's even share of the rows fills.
+  const int share = product.m / args.experts;
+  TilePlan plan;
+  plan.tokens = share >= 96 ? 128 : share >= 24 ? 64 : 16;
+  return LaunchTileProduct(product, plan, {}, args.experts, args.offsets, stream);
+}
+
+bool SupportsGrouped(const PackedShape& shape) {
+  return FindTiles(shape, {DType::kF16, 16, true}) != nullptr && shape.n % kTileRows == 0;
+}
+
+}  // namespace nibble::cuda
