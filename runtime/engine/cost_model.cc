@@ -9,6 +9,7 @@ namespace {
 
 constexpr double kDecay = 0.98;  // of an old observation's weight, a step
 constexpr double kExcessDecay = 0.95;
+constexpr double kGuessWeight = 0.1;
 constexpr double kRidge = 1e-6;  // of the diagonal: collinear steps leave the smallest solution
 
 std::array<double, 3> Features(const StepShape& shape) {
@@ -78,6 +79,16 @@ void CostModel::Solve(Fit& fit) {
   }
 }
 
+void CostModel::Record(Fit& fit, const StepShape& shape, double seconds, double weight) {
+  const std::array<double, 3> x = Features(shape);
+  weight /= seconds * seconds;
+  for (int i = 0; i < 3; ++i) {
+    fit.moment[i] = fit.moment[i] * kDecay + weight * x[i] * seconds;
+    for (int j = 0; j < 3; ++j) fit.gram[i][j] = fit.gram[i][j] * kDecay + weight * x[i] * x[j];
+  }
+  Solve(fit);
+}
+
 void CostModel::Observe(const StepShape& shape, double seconds) {
   if (!(seconds > 0.0) || !std::isfinite(seconds)) return;
   Fit& fit = fits_[static_cast<std::size_t>(shape.phase)];
@@ -86,14 +97,14 @@ void CostModel::Observe(const StepShape& shape, double seconds) {
     if (expected > 0)
       fit.excess = std::max(fit.excess * kExcessDecay, std::min(seconds / expected - 1.0, 1.0));
   }
-  const std::array<double, 3> x = Features(shape);
-  const double weight = 1.0 / (seconds * seconds);
-  for (int i = 0; i < 3; ++i) {
-    fit.moment[i] = fit.moment[i] * kDecay + weight * x[i] * seconds;
-    for (int j = 0; j < 3; ++j) fit.gram[i][j] = fit.gram[i][j] * kDecay + weight * x[i] * x[j];
-  }
   ++fit.observations;
-  Solve(fit);
+  fit.most_tokens = std::max(fit.most_tokens, shape.tokens);
+  Record(fit, shape, seconds, 1.0);
+}
+
+void CostModel::Presume(const StepShape& shape, double seconds) {
+  if (!(seconds > 0.0) || !std::isfinite(seconds)) return;
+  Record(fits_[static_cast<std::size_t>(shape.phase)], shape, seconds, kGuessWeight);
 }
 
 double CostModel::Estimate(const StepShape& shape) const {
@@ -103,7 +114,10 @@ double CostModel::Estimate(const StepShape& shape) const {
 }
 
 double CostModel::Bound(const StepShape& shape) const {
-  return Estimate(shape) * (1.0 + Line(shape.phase).excess);
+  const Fit& fit = Line(shape.phase);
+  const double reach = static_cast<double>(shape.tokens) /
+                       (2.0 * static_cast<double>(std::max<std::int64_t>(fit.most_tokens, 1)));
+  return Estimate(shape) * (1.0 + fit.excess) * std::max(reach, 1.0);
 }
 
 }  // namespace nibble

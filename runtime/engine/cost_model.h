@@ -27,11 +27,14 @@ struct StepShape {
 class CostModel {
  public:
   void Observe(const StepShape& shape, double seconds);
+  // A guess of what such a step takes: counts a tenth of an observation, and not as one.
+  void Presume(const StepShape& shape, double seconds);
 
   // Whether any step of the phase was seen; without, Estimate and Bound are 0.
   bool Knows(Phase phase) const { return Line(phase).observations > 0; }
   double Estimate(const StepShape& shape) const;
-  // The estimate and what steps recently took beyond theirs.
+  // The estimate and what steps recently took beyond theirs; more for steps of over twice as many
+  // tokens as any that was seen, in proportion, so that what is not known yet is felt for.
   double Bound(const StepShape& shape) const;
 
  private:
@@ -41,8 +44,10 @@ class CostModel {
     std::array<double, 3> coefficient{};
     double excess = 0.0;  // decaying maximum of seconds / estimate - 1
     std::int64_t observations = 0;
+    std::int64_t most_tokens = 0;  // of any step seen
   };
   const Fit& Line(Phase phase) const { return fits_[static_cast<std::size_t>(phase)]; }
+  static void Record(Fit& fit, const StepShape& shape, double seconds, double weight);
   static void Solve(Fit& fit);
 
   std::array<Fit, 2> fits_;

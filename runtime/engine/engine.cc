@@ -402,32 +402,54 @@ absl::Status Engine::WarmUpStep(std::uint64_t id, Phase phase, std::int32_t rows
 absl::Status Engine::WarmUp(absl::Duration at_most, const std::function<bool(int, int)>& progress) {
   const absl::Time end = Now() + at_most;
   const StepLimits& limits = options_.limits;
-  std::vector<std::pair<Phase, std::int32_t>> steps = {{Phase::kDecode, 1}, {Phase::kPrefill, 1}};
   const std::int32_t most_prefill =
       std::min({limits.max_tokens, limits.max_context, options_.num_pages * options_.page_tokens});
-  for (std::int32_t tokens = 16; tokens < most_prefill; tokens *= 4)
-    steps.emplace_back(Phase::kPrefill, tokens);
-  steps.emplace_back(Phase::kPrefill, most_prefill);
   const std::int32_t most_decode =
       std::min({limits.max_slots, limits.max_sequences, limits.max_tokens, limits.max_logit_rows,
                 options_.num_pages});
-  for (std::int32_t rows = 4; rows < most_decode; rows *= 4)
-    steps.emplace_back(Phase::kDecode, rows);
+  std::vector<std::pair<Phase, std::int32_t>> steps = {{Phase::kDecode, 1}};
+  for (std::int32_t size = 4; size / 4 < std::max(most_prefill, most_decode); size *= 4) {
+    if (size / 4 < most_prefill) steps.emplace_back(Phase::kPrefill, std::min(size, most_prefill));
+    if (size / 4 < most_decode) steps.emplace_back(Phase::kDecode, std::min(size, most_decode));
+  }
 
+  CostModel& cost = scheduler_.cost();
+  double alone = 0;  // what one token takes; of a prompt it takes no more and mostly much less
   std::uint64_t id = 0;
-  for (std::size_t i = 0; i < steps.size() && Now() < end; ++i) {
+  for (std::size_t i = 0; i < steps.size(); ++i) {
     if (progress && !progress(static_cast<int>(i), static_cast<int>(steps.size()))) {
       return absl::CancelledError("the load was cancelled");
     }
-    const auto [phase, tokens] = steps[i];
+    const auto [phase, size] = steps[i];
     StepShape shape{.phase = phase};
-    shape.Add(0, tokens);
-    if (scheduler_.cost().Estimate(shape) > absl::ToDoubleSeconds(at_most)) continue;
-    RETURN_IF_ERROR(WarmUpStep(++id, phase, phase == Phase::kDecode ? tokens : 1,
-                               phase == Phase::kDecode ? 1 : tokens));
+    for (std::int32_t row = 0; phase == Phase::kDecode && row < size; ++row) shape.Add(0, 1);
+    if (phase == Phase::kPrefill) shape.Add(0, size);
+    const double expected = cost.Knows(phase) ? cost.Estimate(shape) : alone * size;
+    if (i > 0 && expected > absl::ToDoubleSeconds(end - Now())) continue;
+    RETURN_IF_ERROR(WarmUpStep(++id, phase, phase == Phase::kDecode ? size : 1,
+                               phase == Phase::kDecode ? 1 : size));
+    if (i == 0) alone = cost.Estimate(shape);
   }
   scheduler_.SkipSteps(id);
+  if (!cost.Knows(Phase::kPrefill)) {
+    StepShape one{.phase = Phase::kPrefill};
+    one.Add(0, 1);
+    cost.Presume(one, alone);
+  }
+  PresumeLongContexts(most_prefill);
   return absl::OkStatus();
+}
+
+// Steps on nearly no context tell nothing of what attention to a long one will take.
+void Engine::PresumeLongContexts(std::int32_t tokens) {
+  CostModel& cost = scheduler_.cost();
+  StepShape near{.phase = Phase::kPrefill};
+  near.Add(0, tokens);
+  StepShape far{.phase = Phase::kPrefill};
+  far.Add(std::max(options_.limits.max_context - tokens, 0), tokens);
+  const double token = cost.Estimate(near) / tokens;
+  const auto farther = static_cast<double>(far.attended - near.attended);
+  cost.Presume(far, cost.Estimate(near) + options_.attended_cost * token * farther);
 }
 
 }  // namespace nibble

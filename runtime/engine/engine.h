@@ -34,6 +34,9 @@ struct EngineOptions {
   absl::Duration max_itl = absl::Milliseconds(50);
   Admission admission = Admission::kOptimistic;
   bool deterministic = false;
+  // What a token's attention to one key costs, in costs of one token's products: a guess for as
+  // long as no long context was seen.
+  double attended_cost = 0.0;
   EngineClock clock = EngineClock::System();
   // Called on the engine's thread, the first after the streams of a lost device were ended, the
   // second when the engine is closed and has nothing left to do. Must not block.
@@ -52,7 +55,8 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   // --- the owner's thread ---
-  // Runs a few steps of growing size, so that the cost model knows the device. Before Start.
+  // Runs steps of growing size for as long as they fit the time, at least one, so that the cost
+  // model knows the device; guesses the rest. Before Start.
   absl::Status WarmUp(absl::Duration at_most,
                       const std::function<bool(int done, int total)>& progress);
   void Start();
@@ -103,6 +107,7 @@ class Engine {
   void Fail(const absl::Status& error);
 
   absl::Status WarmUpStep(std::uint64_t id, Phase phase, std::int32_t rows, std::int32_t count);
+  void PresumeLongContexts(std::int32_t tokens);
   absl::Status LaunchStep(Batch batch);
   absl::Status CollectStep();
   void Handle(const Outcome& outcome, absl::Time now);

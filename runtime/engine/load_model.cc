@@ -1,6 +1,10 @@
 #include "runtime/engine/load_model.h"
 
 #include <algorithm>
+#include <atomic>
+#include <new>
+#include <system_error>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -16,8 +20,11 @@
 namespace nibble {
 namespace {
 
-constexpr absl::Duration kWarmUp = absl::Seconds(2);  // at most, plus one step
-constexpr double kBudgetShare = 0.9;                  // of a device, when --memory is unset
+// Of the time that a load has taken, warming up may take this part more, within limits; plus one
+// step.
+constexpr int kWarmUpPart = 5;
+constexpr absl::Duration kLeastWarmUp = absl::Milliseconds(40), kMostWarmUp = absl::Seconds(2);
+constexpr double kBudgetShare = 0.9;  // of a device, when --memory is unset
 
 // What opens as "synthetic:SHAPE:FORMAT": no file, random weights.
 absl::Status OpenSyntheticPath(absl::string_view names, LoadQuantization quantize,
@@ -106,6 +113,13 @@ absl::StatusOr<ModelInfo> MakeInfo(const LoadSpec& spec, const OpenedModel& open
   return info;
 }
 
+// See EngineOptions::attended_cost. A parameter is a multiplication and an addition a token; a key
+// is two of each an entry of every head, its score and its value.
+double AttendedCost(const ModelConfig& config, const MemoryPlan& plan) {
+  const double key = 2.0 * config.layers * config.heads * config.head_dim;
+  return plan.parameters > 0 ? key / static_cast<double>(plan.parameters) : 0.0;
+}
+
 void PublishMemory(ModelMetrics& metrics, const MemoryPlan& plan, const RunnerMemory& actual,
                    const Tokenizer& tokenizer, const std::string& device) {
   metrics.SetMemory("weights", "planned", device, plan.weights_bytes);
@@ -120,6 +134,51 @@ void PublishMemory(ModelMetrics& metrics, const MemoryPlan& plan, const RunnerMe
   metrics.SetMemory("other", "actual", device,
                     tokenizer.memory_bytes());  // what can be counted of it
 }
+
+// Makes the text half and the info of a model on a thread of its own, while its weights are read.
+class TextLoad {
+ public:
+  TextLoad(const LoadSpec& spec, const OpenedModel& opened, const MemoryPlan& plan,
+           ServedModel* model)
+      : spec_(spec), opened_(opened), plan_(plan), model_(model) {
+    try {
+      thread_ = std::thread([this]() noexcept { Run(); });
+    } catch (const std::system_error&) {
+      Run();  // the system refuses a thread: one after the other then
+    }
+  }
+  ~TextLoad() {
+    if (thread_.joinable()) thread_.join();
+  }
+
+  bool failed() const { return failed_.load(); }
+  absl::Status Join() {
+    if (thread_.joinable()) thread_.join();
+    return status_;
+  }
+
+ private:
+  void Run() {
+    try {
+      status_ = Fill();
+    } catch (const std::bad_alloc&) {
+      status_ = absl::ResourceExhaustedError("out of memory while loading the tokenizer");
+    }
+    failed_.store(!status_.ok());
+  }
+  absl::Status Fill() {
+    ASSIGN_OR_RETURN(model_->info, MakeInfo(spec_, opened_, plan_));
+    return FillText(opened_, spec_, model_);
+  }
+
+  const LoadSpec& spec_;
+  const OpenedModel& opened_;
+  const MemoryPlan& plan_;
+  ServedModel* const model_;
+  absl::Status status_;  // the thread's until it is joined
+  std::atomic<bool> failed_{false};
+  std::thread thread_;
+};
 
 }  // namespace
 
@@ -189,24 +248,23 @@ absl::StatusOr<LoadedModel> LoadModel(const LoadSpec& spec, OpenedModel opened,
                                       const MemoryPlan& plan, MemoryLedger::Lease memory,
                                       std::shared_ptr<ModelMetrics> metrics, EngineHooks hooks,
                                       const HubProgress& progress) {
-  const absl::Time start = absl::Now();
   LoadedModel loaded;
   loaded.backend = opened.backend;
   loaded.memory = std::move(memory);
   loaded.model = std::make_shared<ServedModel>();
   ServedModel& model = *loaded.model;
   model.metrics = metrics;
-  ASSIGN_OR_RETURN(model.info, MakeInfo(spec, opened, plan));
-  RETURN_IF_ERROR(FillText(opened, spec, &model));
   if (!progress("weights", 0, plan.weights_bytes)) return Cancelled();
 
+  TextLoad text(spec, opened, plan, &model);
   const LoadProgress weights = [&](const char* stage, std::int64_t done, std::int64_t total) {
-    return progress(stage, done, total);
+    return !text.failed() && progress(stage, done, total);
   };
-  ASSIGN_OR_RETURN(std::unique_ptr<Runner> runner,
-                   LoadRunner(opened.config, *opened.checkpoint, *opened.format, plan,
-                              *opened.backend, weights));
-  const RunnerMemory actual = loaded.memory_in_use = runner->memory();
+  absl::StatusOr<std::unique_ptr<Runner>> runner =
+      LoadRunner(opened.config, *opened.checkpoint, *opened.format, plan, *opened.backend, weights);
+  RETURN_IF_ERROR(text.Join());
+  RETURN_IF_ERROR(runner.status());
+  const RunnerMemory actual = loaded.memory_in_use = (*runner)->memory();
   EngineOptions options{.limits = plan.limits,
                         .num_pages = plan.kv.num_pages,
                         .page_tokens = plan.kv.page_tokens,
@@ -215,6 +273,7 @@ absl::StatusOr<LoadedModel> LoadModel(const LoadSpec& spec, OpenedModel opened,
                         .max_itl = spec.max_itl,
                         .admission = spec.admission,
                         .deterministic = spec.deterministic,
+                        .attended_cost = AttendedCost(opened.config, plan),
                         .clock = std::move(hooks.clock),
                         .on_device_lost = std::move(hooks.on_device_lost),
                         .on_done = std::move(hooks.on_done)};
@@ -224,11 +283,12 @@ absl::StatusOr<LoadedModel> LoadModel(const LoadSpec& spec, OpenedModel opened,
                                                          .tokenizer = model.tokenizer,
                                                          .eos_ids = model.eos_ids,
                                                          .metrics = metrics},
-                                           std::move(runner));
+                                           *std::move(runner));
   RETURN_IF_ERROR(loaded.engine->WarmUp(
-      kWarmUp, [&](int done, int total) { return progress("warm up", done, total); }));
+      std::clamp((absl::Now() - opened.began) / kWarmUpPart, kLeastWarmUp, kMostWarmUp),
+      [&](int done, int total) { return progress("warm up", done, total); }));
   model.queue = loaded.engine->queue();
-  model.info.load_time = absl::Now() - start;
+  model.info.load_time = absl::Now() - opened.began;
   metrics->load_seconds->Set(absl::ToDoubleSeconds(model.info.load_time));
   PublishMemory(*metrics, plan, actual, *model.tokenizer, opened.backend->info().name);
   return loaded;

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "runtime/device/backend.h"
 #include "runtime/engine/engine.h"
@@ -35,6 +36,7 @@ class OpenDevices {
 
 // What headers tell of a path: no weight was read.
 struct OpenedModel {
+  absl::Time began = absl::Now();  // where load_seconds counts from
   std::unique_ptr<Checkpoint> checkpoint;
   std::unique_ptr<WeightFormat> format;
   ModelConfig config;

@@ -538,6 +538,42 @@ TEST(CostModelTest, OneSizeSeenMeansLargerStepsCostMore) {
   EXPECT_GT(model.Estimate(larger), 0.05);
 }
 
+TEST(CostModelTest, FarLargerStepsThanAnySeenAreBoundWithCare) {
+  CostModel model;
+  const auto prefill = [](std::int64_t begin, std::int64_t tokens) {
+    StepShape shape{.phase = Phase::kPrefill};
+    shape.Add(begin, tokens);
+    return shape;
+  };
+  model.Observe(prefill(0, 16), 0.016);
+  EXPECT_NEAR(model.Bound(prefill(0, 32)), 0.032, 1e-3);  // twice as many: as estimated
+  EXPECT_NEAR(model.Bound(prefill(0, 64)), 2 * 0.064, 2e-3);
+  EXPECT_NEAR(model.Bound(prefill(0, 512)), 16 * 0.512, 0.2);
+  model.Observe(prefill(0, 256), 0.256);
+  EXPECT_NEAR(model.Bound(prefill(0, 512)), 0.512, 1e-2);
+}
+
+TEST(CostModelTest, GuessesHoldUntilStepsTell) {
+  CostModel model;
+  const auto prefill = [](std::int64_t begin, std::int64_t tokens) {
+    StepShape shape{.phase = Phase::kPrefill};
+    shape.Add(begin, tokens);
+    return shape;
+  };
+  model.Presume(prefill(0, 1), 0.010);
+  EXPECT_FALSE(model.Knows(Phase::kPrefill));
+  EXPECT_NEAR(model.Estimate(prefill(0, 4)), 0.040, 1e-3);
+
+  model = CostModel();
+  model.Observe(prefill(0, 16), 0.016);
+  model.Observe(prefill(0, 64), 0.064);
+  model.Presume(prefill(8000, 512), 5.0);  // attention to a long context
+  EXPECT_GT(model.Estimate(prefill(8000, 512)), 2.5);
+  EXPECT_NEAR(model.Estimate(prefill(0, 64)), 0.064, 0.01);
+  for (int i = 0; i < 20; ++i) model.Observe(prefill(4000, 256), 0.3);
+  EXPECT_NEAR(model.Estimate(prefill(4000, 256)), 0.3, 0.02);
+}
+
 TEST(CostModelTest, NonsenseIsIgnored) {
   CostModel model;
   StepShape shape{.phase = Phase::kDecode};
@@ -545,6 +581,8 @@ TEST(CostModelTest, NonsenseIsIgnored) {
   model.Observe(shape, 0.0);
   model.Observe(shape, std::numeric_limits<double>::quiet_NaN());
   model.Observe(shape, std::numeric_limits<double>::infinity());
+  model.Presume(shape, 0.0);
+  model.Presume(shape, std::numeric_limits<double>::infinity());
   EXPECT_FALSE(model.Knows(Phase::kDecode));
   EXPECT_EQ(model.Bound(shape), 0.0);
 }
