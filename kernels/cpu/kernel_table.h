@@ -15,7 +15,7 @@ struct KernelTable {
 
   void (*linear_f32)(const LinearArgs& args);
   void (*quantize_row)(const QuantizeArgs& args);
-  void (*linear_i8)(const Int8Args& args);
+  void (*linear_integer)(const IntegerArgs& args);
   void (*embed_row)(const EmbedArgs& args);
 
   // One chunk of keys folded into `state`; a fresh state has max = -inf, sum = 0, out = 0.

@@ -11,7 +11,9 @@
 //   1 bit        64 bytes, quad q in bit q
 //   3 = 2 low bits, then 1 high;  5 = 4 low, 1 high;  6 = 4 low, 2 high;  8 = 8 x 64 bytes
 //
-// Dense elements lie [tile][k][16]. Scales, zeros and biases lie [tile][group][16].
+// Dense elements lie [tile][k][16], or as 16-bit codes by blocks of 32 k: sixteen vectors of 64
+// bytes [row][2], the k of quad q being 0 and 2 (vector 2 q), then 1 and 3: what taking the even or
+// the odd bytes of a quad gives. Scales, zeros and biases lie [tile][group][16].
 #pragma once
 
 #include <cstdint>
@@ -35,7 +37,11 @@ enum class CodeKind : std::uint8_t {
   kCodebook,  // w = table[q] * scale
   kI8,        // w = scale * (q - zero), stored as q + 128
   kE4M3,      // w = scale * (e4m3(q) - zero)
+  kI16,       // w = scale * q, |q| <= kLargestCode, groups of 32: dense weights, rounded
 };
+
+// Of 16-bit codes of weights, and of the inputs that meet them: 32 products fit 32 bits.
+inline constexpr std::int32_t kLargestCode = 8191;
 
 enum class NumberKind : std::uint8_t { kNone, kF32, kF16, kBF16, kE8M0, kTwoLevel };
 
@@ -65,6 +71,8 @@ struct Matrix {
   GroupNumbers addend;                  // kBias: + number; kMinimum: - number
   const float* row_zeros = nullptr;     // kI8, kE4M3: [tile][16] or null
   float table[16] = {};
+  std::int16_t table_codes[16] = {};  // table[i] is about table_codes[i] * table_unit
+  float table_unit = 0.0f;
   const std::int32_t* permutation = nullptr;  // [k]: stored column j takes input permutation[j]
   const float* bias = nullptr;                // [tiles * 16] or null
 
@@ -109,9 +117,7 @@ struct QuantizedBlock {
   std::int32_t unused;
 };
 struct QuantizedRows {
-  // [rows, stride] int8 codes; wide: [rows, stride / 32][2][32], the high then the low bytes of
-  // 16-bit ones, code = 256 * high + low.
-  const std::int8_t* codes = nullptr;
+  const void* codes = nullptr;  // [rows, stride] int8; wide: int16, every quad as k 0, 2, 1, 3
   const QuantizedBlock* blocks = nullptr;  // [rows, stride / 32]
   std::int64_t stride = 0;                 // k rounded up to 32
   bool wide = false;
@@ -123,34 +129,37 @@ struct QuantizeArgs {
   const float* x = nullptr;  // [k]
   std::int64_t k = 0;
   QuantizeScope scope = QuantizeScope::kBlock;
-  std::int8_t* codes = nullptr;
-  QuantizedBlock* blocks = nullptr;
+  std::int32_t limit = 127;  // of |code|; kRow: 127
   bool wide = false;
+  void* codes = nullptr;
+  QuantizedBlock* blocks = nullptr;
 };
 
-// y as in LinearArgs, from quantized inputs. REQUIRES: SupportsInt8(*w).
-struct Int8Args {
+// y as in LinearArgs, from quantized inputs. REQUIRES: SupportsIntegers(*w); TakesInt8(*w) or wide
+// inputs of codes up to InputLimit(*w).
+struct IntegerArgs {
   const Matrix* w = nullptr;
-  std::int32_t zero = 0;  // of every code: w = scale * (q - zero), where the offset is a constant
   std::int64_t tile_begin = 0;
   std::int64_t tile_end = 0;
   QuantizedRows x;
   std::int64_t rows = 0;
   float* y = nullptr;
   std::int64_t y_stride = 0;
-  std::uint8_t* panels = nullptr;  // [Int8PanelBytes(k)], of this thread
-  float* numbers = nullptr;        // [Int8NumberFloats(k)], of this thread
+  std::uint8_t* panels = nullptr;  // [IntegerPanelBytes(k)], of this thread
+  float* numbers = nullptr;        // [IntegerNumberFloats(k)], of this thread
 };
-constexpr std::int64_t Int8PanelBytes(std::int64_t k) { return 2 * DivideUp(k, kBlockK) * 512; }
-constexpr std::int64_t Int8NumberFloats(std::int64_t k) {
+constexpr std::int64_t IntegerPanelBytes(std::int64_t k) { return 2 * DivideUp(k, kBlockK) * 1024; }
+constexpr std::int64_t IntegerNumberFloats(std::int64_t k) {
   return 2 * 2 * DivideUp(k, 16) * kTileRows;
 }
 
-// Whether integer products know the encoding: codes on an integer grid, groups of whole blocks or
-// of 16.
-bool SupportsInt8(const Matrix& w);
-// Int8Args::zero of such a matrix.
-std::int32_t Int8Zero(const Matrix& w);
+// Whether integer products know the encoding: codes on an integer grid (or near one, see
+// kLargestCode), groups of whole blocks or of 16.
+bool SupportsIntegers(const Matrix& w);
+// Whether its inputs may be 8 bits: codes of at most 8 bits themselves.
+bool TakesInt8(const Matrix& w);
+// The largest 16-bit code of its inputs.
+std::int32_t InputLimit(const Matrix& w);
 
 // Sets tiles, blocks and tile_bytes from n, k, kind and bits.
 void SetShape(Matrix& w);

@@ -77,12 +77,13 @@ DType CpuBackend::DefaultKvDType(Compute compute) const {
 
 absl::StatusOr<std::int64_t> CpuBackend::PackedBytes(std::span<const LinearSpec> specs,
                                                      PackAxis axis) const {
-  return CpuLinear::PackedBytes(specs, axis);
+  return CpuLinear::PackedBytes(specs, axis, context_.dense_form());
 }
 
 absl::StatusOr<std::unique_ptr<PackedLinear>> CpuBackend::Pack(
     std::span<const LinearWeight> weights, PackAxis axis) {
-  ASSIGN_OR_RETURN(std::unique_ptr<CpuLinear> linear, CpuLinear::Pack(weights, axis));
+  ASSIGN_OR_RETURN(std::unique_ptr<CpuLinear> linear,
+                   CpuLinear::Pack(weights, axis, context_.dense_form()));
   return std::unique_ptr<PackedLinear>(std::move(linear));
 }
 

@@ -56,7 +56,7 @@ int BytesOf(NumberKind kind) {
 }
 
 // The matrix a spec describes, its pointers still null.
-absl::StatusOr<cpu::Matrix> MatrixOf(const LinearSpec& spec) {
+absl::StatusOr<cpu::Matrix> MatrixOf(const LinearSpec& spec, DenseForm form) {
   cpu::Matrix m;
   m.n = spec.n;
   m.k = spec.k;
@@ -79,6 +79,11 @@ absl::StatusOr<cpu::Matrix> MatrixOf(const LinearSpec& spec) {
       else
         return unsupported(absl::StrCat("elements of type ", NameOf(spec.dtype)));
       m.group = spec.k;
+      if (form == DenseForm::kRounded && m.kind != cpu::CodeKind::kF32) {
+        m.kind = cpu::CodeKind::kI16;
+        m.bits = 16;
+        m.group = cpu::kBlockK;
+      }
       break;
     case EncodingKind::kAffine:
       m.kind = cpu::CodeKind::kAffine;
@@ -105,7 +110,7 @@ absl::StatusOr<cpu::Matrix> MatrixOf(const LinearSpec& spec) {
   if (m.group < 1)
     return absl::InvalidArgumentError(absl::StrCat(Describe(spec), ": group of ", m.group));
   m.groups = cpu::DivideUp(m.k, m.group);
-  m.scale.kind = NumbersOf(spec.scales);
+  m.scale.kind = m.kind == cpu::CodeKind::kI16 ? NumberKind::kBF16 : NumbersOf(spec.scales);
   if (m.scale.kind == NumberKind::kNone && spec.kind != EncodingKind::kDense)
     return unsupported("no scales");
   if (m.scale.kind == NumberKind::kE8M0 && spec.kind != EncodingKind::kCodebook)
@@ -172,8 +177,29 @@ class SegmentPacker {
   absl::Status PackEncoding(const Dense& dense) {
     const int bytes = BitsOf(dense.dtype) / 8;
     RETURN_IF_ERROR(CheckBytes("elements", dense.data.size(), m_.n * m_.k * bytes));
+    if (m_.kind == cpu::CodeKind::kI16) {
+      PackRounded(dense);
+      return absl::OkStatus();
+    }
     m_.codes = PackTiles(dense.data, bytes, m_.k, at_.codes);
     return absl::OkStatus();
+  }
+
+  void PackRounded(const Dense& dense) {
+    const auto* elements = reinterpret_cast<const std::uint16_t*>(dense.data.data());
+    const auto to_f32 = dense.dtype == DType::kF16 ? F16ToF32 : Bf16ToF32;
+    auto* codes = memory_.At<std::int16_t>(at_.codes);
+    auto* scales = memory_.At<std::uint16_t>(at_.scales);
+    std::vector<float> rows(static_cast<std::size_t>(kTileRows * m_.k));
+    for (std::int64_t tile = 0; tile < m_.tiles; ++tile) {
+      const std::int64_t first = tile * kTileRows * m_.k;
+      const std::int64_t count = std::min(kTileRows * m_.k, m_.n * m_.k - first);
+      std::transform(elements + first, elements + first + count, rows.begin(), to_f32);
+      cpu::PackRounded(rows.data(), m_.n, m_.k, tile, codes + tile * m_.tile_bytes / 2,
+                       scales + tile * m_.groups * kTileRows);
+    }
+    m_.codes = memory_.At<std::uint8_t>(at_.codes);
+    m_.scale.data = scales;
   }
 
   absl::Status PackEncoding(const Affine& affine) {
@@ -187,6 +213,7 @@ class SegmentPacker {
   absl::Status PackEncoding(const Codebook& book) {
     RETURN_IF_ERROR(PackCodes(book.codes, 0));
     std::copy(book.table.begin(), book.table.end(), m_.table);
+    cpu::SetTable(m_);
     return PackScales(book.scales);
   }
 
@@ -350,7 +377,8 @@ struct StackLayout {
   std::int64_t bytes = 0;
 };
 
-absl::StatusOr<StackLayout> LayOutStack(std::span<const LinearSpec> specs, PackAxis axis) {
+absl::StatusOr<StackLayout> LayOutStack(std::span<const LinearSpec> specs, PackAxis axis,
+                                        DenseForm form) {
   if (specs.empty()) return absl::InvalidArgumentError("a stack of no weights");
   StackLayout stack;
   MemoryLayout memory;
@@ -360,7 +388,7 @@ absl::StatusOr<StackLayout> LayOutStack(std::span<const LinearSpec> specs, PackA
                                                      specs[0].n, " by ", specs[0].k,
                                                      " cannot be stacked"));
     }
-    ASSIGN_OR_RETURN(cpu::Matrix matrix, MatrixOf(spec));
+    ASSIGN_OR_RETURN(cpu::Matrix matrix, MatrixOf(spec, form));
     stack.segments.push_back(LayOut(spec, matrix, memory));
     stack.matrices.push_back(matrix);
   }
@@ -371,16 +399,16 @@ absl::StatusOr<StackLayout> LayOutStack(std::span<const LinearSpec> specs, PackA
 }  // namespace
 
 absl::StatusOr<std::int64_t> CpuLinear::PackedBytes(std::span<const LinearSpec> specs,
-                                                    PackAxis axis) {
-  ASSIGN_OR_RETURN(StackLayout stack, LayOutStack(specs, axis));
+                                                    PackAxis axis, DenseForm form) {
+  ASSIGN_OR_RETURN(StackLayout stack, LayOutStack(specs, axis, form));
   return stack.bytes;
 }
 
 absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(std::span<const LinearWeight> weights,
-                                                           PackAxis axis) {
+                                                           PackAxis axis, DenseForm form) {
   std::vector<LinearSpec> specs;
   for (const LinearWeight& weight : weights) specs.push_back(SpecOf(weight));
-  ASSIGN_OR_RETURN(StackLayout stack, LayOutStack(specs, axis));
+  ASSIGN_OR_RETURN(StackLayout stack, LayOutStack(specs, axis, form));
 
   auto linear = std::make_unique<CpuLinear>();
   ASSIGN_OR_RETURN(linear->memory_, HostMemory::Allocate(stack.bytes));
@@ -395,11 +423,7 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(std::span<const Linea
     row += weights[i].n;
     RETURN_IF_ERROR(
         SegmentPacker(weights[i], specs[i], stack.segments[i], linear->memory_, segment).Pack());
-    // Formats with their own rounding of inputs keep it, except for int8 a token, which integer
-    // products do exactly.
-    segment.int8 =
-        cpu::SupportsInt8(segment.matrix) && (segment.activation == cpu::FakeQuant::kNone ||
-                                              segment.activation == cpu::FakeQuant::kInt8Dynamic);
+    segment.integer = cpu::SupportsIntegers(segment.matrix);
   }
   linear->n = axis == PackAxis::kExperts ? weights[0].n : row;
   return linear;

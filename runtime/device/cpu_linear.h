@@ -24,23 +24,24 @@ struct CpuSegment {
   float activation_scale = 0.0f;
   float activation_zero = 0.0f;
   float outlier_threshold = 0.0f;
-  bool int8 = false;  // integer products may run it, where activations may be rounded to int8
-
-  // Whether the input must be copied and changed before the product.
-  bool prepares_input() const {
-    return matrix.permutation != nullptr || activation != cpu::FakeQuant::kNone;
-  }
+  bool integer = false;  // integer products may run it, where inputs may be rounded
 };
+
+// How 16-bit dense weights are kept: as they are, or rounded to cpu::kLargestCode steps of the
+// largest in each block of 32, for integer products.
+enum class DenseForm : std::uint8_t { kExact, kRounded };
 
 class CpuLinear final : public PackedLinear {
  public:
   // Thread-safe. Errors: what PackedBytes refuses, and weights that disagree with their own
   // description.
   static absl::StatusOr<std::unique_ptr<CpuLinear>> Pack(std::span<const LinearWeight> weights,
-                                                         PackAxis axis);
+                                                         PackAxis axis,
+                                                         DenseForm form = DenseForm::kExact);
 
   // Exactly CpuLinear::bytes of what Pack makes of such weights.
-  static absl::StatusOr<std::int64_t> PackedBytes(std::span<const LinearSpec> specs, PackAxis axis);
+  static absl::StatusOr<std::int64_t> PackedBytes(std::span<const LinearSpec> specs, PackAxis axis,
+                                                  DenseForm form = DenseForm::kExact);
 
   const std::vector<CpuSegment>& segments() const { return segments_; }
   PackAxis axis() const { return axis_; }

@@ -5,8 +5,20 @@
 
 namespace nibble {
 
+using cpu::FakeQuant;
 using cpu::kBlockK;
 using cpu::QuantizeScope;
+
+namespace {
+
+// Whether the format's own rounding is done on floats, before a product; codes of int8 a token are
+// that rounding.
+bool RoundsInF32(const CpuSegment& segment, bool integer) {
+  return segment.activation != FakeQuant::kNone &&
+         !(integer && segment.activation == FakeQuant::kInt8Dynamic);
+}
+
+}  // namespace
 
 void ProductLimits::Include(std::int64_t rows, std::int64_t columns) {
   inputs = std::max(inputs, rows * cpu::RoundUp(columns, kBlockK));
@@ -20,40 +32,49 @@ CpuProducts::CpuProducts(const CpuContext& context, const ProductLimits& limits,
   const std::int64_t quantized = context.integer() ? limits.inputs : 0;
   panels_at_ = layout.Take(threads * cpu::kPanelFloats * 4);
   prepared_at_ = layout.Take(limits.inputs * 4);
-  codes_at_ = layout.Take(quantized * (context.wide() ? 2 : 1));
+  codes_at_ = layout.Take(quantized * 2);
   blocks_at_ =
       layout.Take(quantized / kBlockK * static_cast<std::int64_t>(sizeof(cpu::QuantizedBlock)));
-  code_panels_at_ = layout.Take(context.integer() ? threads * cpu::Int8PanelBytes(limits.k) : 0);
-  numbers_at_ = layout.Take(context.integer() ? threads * cpu::Int8NumberFloats(limits.k) * 4 : 0);
+  code_panels_at_ = layout.Take(context.integer() ? threads * cpu::IntegerPanelBytes(limits.k) : 0);
+  numbers_at_ =
+      layout.Take(context.integer() ? threads * cpu::IntegerNumberFloats(limits.k) * 4 : 0);
 }
 
 void CpuProducts::Bind(const HostMemory& memory) {
   panels_ = memory.At<float>(panels_at_);
   prepared_ = memory.At<float>(prepared_at_);
-  codes_ = memory.At<std::int8_t>(codes_at_);
+  codes_ = memory.At<std::int16_t>(codes_at_);
   blocks_ = memory.At<cpu::QuantizedBlock>(blocks_at_);
   code_panels_ = memory.At<std::uint8_t>(code_panels_at_);
   numbers_ = memory.At<float>(numbers_at_);
+}
+
+// int8 a token is exact in 8 bits; an input that the format rounds otherwise, and that of codes of
+// more than 8 bits, takes 16.
+CpuProducts::Rounding CpuProducts::RoundingOf(const CpuSegment& segment) const {
+  if (segment.activation == FakeQuant::kInt8Dynamic) return {QuantizeScope::kRow, false, 127};
+  const bool narrow = context_.rounding == InputRounding::kInt8 &&
+                      segment.activation == FakeQuant::kNone && cpu::TakesInt8(segment.matrix);
+  if (narrow) return {QuantizeScope::kBlock, false, 127};
+  return {QuantizeScope::kBlock, true, cpu::InputLimit(segment.matrix)};
 }
 
 void CpuProducts::Run(std::span<const ProductJob> jobs) {
   ready_.clear();
   std::int64_t used = 0;  // of the scratch for inputs, of either kind
   const ProductJob* quantized_job = nullptr;
-  QuantizeScope quantized_scope = QuantizeScope::kBlock;
+  Rounding quantized_rounding;
   for (const ProductJob& job : jobs) {
     if (job.rows == 0) continue;
     const CpuSegment& segment = *job.segment;
-    const bool integer = context_.integer() && segment.int8;
-    const bool prepare = integer ? segment.matrix.permutation != nullptr : segment.prepares_input();
-    const QuantizeScope scope = segment.activation == cpu::FakeQuant::kInt8Dynamic
-                                    ? QuantizeScope::kRow
-                                    : QuantizeScope::kBlock;
+    const bool integer = context_.integer() && segment.integer;
+    const bool prepare = segment.matrix.permutation != nullptr || RoundsInF32(segment, integer);
+    const Rounding rounding = RoundingOf(segment);
     const std::int64_t stride = cpu::RoundUp(segment.matrix.k, kBlockK);
     Ready ready{job, integer, {}};
     const bool reuse = integer && !prepare && quantized_job != nullptr &&
                        quantized_job->x == job.x && quantized_job->rows == job.rows &&
-                       quantized_scope == scope;
+                       quantized_rounding == rounding;
     if (!reuse && (integer || prepare) && used + job.rows * stride > limits_.inputs) {
       RunReady();
       used = 0;
@@ -67,9 +88,9 @@ void CpuProducts::Run(std::span<const ProductJob> jobs) {
     if (reuse) {
       ready.quantized = ready_.back().quantized;
     } else if (integer) {
-      ready.quantized = Quantize(ready.job, scope, used);
+      ready.quantized = Quantize(ready.job, rounding, used);
       quantized_job = prepare ? nullptr : &job;
-      quantized_scope = scope;
+      quantized_rounding = rounding;
     }
     if (!reuse && (integer || prepare)) used += job.rows * stride;
     if (!integer) quantized_job = nullptr;
@@ -82,7 +103,7 @@ void CpuProducts::Run(std::span<const ProductJob> jobs) {
 void CpuProducts::Prepare(const ProductJob& job, float* to, std::int64_t stride) {
   const CpuSegment& segment = *job.segment;
   const std::int64_t k = segment.matrix.k;
-  const bool round = !(context_.integer() && segment.int8);
+  const bool round = RoundsInF32(segment, context_.integer() && segment.integer);
   context_.ForRows(job.rows, job.rows * k, [&](std::int64_t row) {
     const float* from = job.x + row * job.x_stride;
     float* out = to + row * stride;
@@ -97,28 +118,28 @@ void CpuProducts::Prepare(const ProductJob& job, float* to, std::int64_t stride)
   });
 }
 
-cpu::QuantizedRows CpuProducts::Quantize(const ProductJob& job, QuantizeScope scope,
+cpu::QuantizedRows CpuProducts::Quantize(const ProductJob& job, const Rounding& rounding,
                                          std::int64_t at) {
   const std::int64_t k = job.segment->matrix.k, stride = cpu::RoundUp(k, kBlockK);
-  const std::int64_t bytes = context_.wide() ? 2 : 1;
-  std::int8_t* codes = codes_ + at * bytes;
+  const std::int64_t row_bytes = stride * (rounding.wide ? 2 : 1);
+  char* codes = reinterpret_cast<char*>(codes_ + at);
   cpu::QuantizedBlock* blocks = blocks_ + at / kBlockK;
   context_.ForRows(job.rows, job.rows * k, [&](std::int64_t row) {
-    context_.kernels->quantize_row({job.x + row * job.x_stride, k, scope,
-                                    codes + row * stride * bytes, blocks + row * (stride / kBlockK),
-                                    context_.wide()});
+    context_.kernels->quantize_row({job.x + row * job.x_stride, k, rounding.scope, rounding.limit,
+                                    rounding.wide, codes + row * row_bytes,
+                                    blocks + row * (stride / kBlockK)});
   });
-  return {codes, blocks, stride, context_.wide()};
+  return {codes, blocks, stride, rounding.wide};
 }
 
 void CpuProducts::RunTiles(const Ready& ready, std::int64_t begin, std::int64_t end, int thread) {
   const ProductJob& job = ready.job;
   const cpu::Matrix& w = job.segment->matrix;
   if (ready.integer) {
-    context_.kernels->linear_i8({&w, cpu::Int8Zero(w), begin, end, ready.quantized, job.rows, job.y,
-                                 job.y_stride,
-                                 code_panels_ + thread * cpu::Int8PanelBytes(limits_.k),
-                                 numbers_ + thread * cpu::Int8NumberFloats(limits_.k)});
+    context_.kernels->linear_integer({&w, begin, end, ready.quantized, job.rows, job.y,
+                                      job.y_stride,
+                                      code_panels_ + thread * cpu::IntegerPanelBytes(limits_.k),
+                                      numbers_ + thread * cpu::IntegerNumberFloats(limits_.k)});
   } else {
     context_.kernels->linear_f32(
         {&w, begin, end, job.x, job.x_stride, job.rows, job.y, job.y_stride, panel(thread)});

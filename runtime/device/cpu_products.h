@@ -22,7 +22,7 @@ struct CpuContext {
   InputRounding rounding = InputRounding::kNone;
 
   bool integer() const { return rounding != InputRounding::kNone; }
-  bool wide() const { return rounding == InputRounding::kInt16; }
+  DenseForm dense_form() const { return integer() ? DenseForm::kRounded : DenseForm::kExact; }
 
   // Calls body(row) for every row: on this thread when `work` (elements touched) is too small to
   // share.
@@ -69,6 +69,13 @@ class CpuProducts {
   float* panel(int thread) const { return panels_ + thread * cpu::kPanelFloats; }
 
  private:
+  // How one job's input becomes codes; equal ones of the same input are shared.
+  struct Rounding {
+    cpu::QuantizeScope scope = cpu::QuantizeScope::kBlock;
+    bool wide = false;
+    std::int32_t limit = 0;
+    bool operator==(const Rounding&) const = default;
+  };
   // A job with its input as the kernels take it.
   struct Ready {
     ProductJob job;
@@ -78,7 +85,8 @@ class CpuProducts {
 
   void RunReady();
   void Prepare(const ProductJob& job, float* to, std::int64_t stride);
-  cpu::QuantizedRows Quantize(const ProductJob& job, cpu::QuantizeScope scope, std::int64_t at);
+  Rounding RoundingOf(const CpuSegment& segment) const;
+  cpu::QuantizedRows Quantize(const ProductJob& job, const Rounding& rounding, std::int64_t at);
   void RunTiles(const Ready& ready, std::int64_t begin, std::int64_t end, int thread);
 
   const CpuContext& context_;
@@ -86,10 +94,10 @@ class CpuProducts {
   std::int64_t panels_at_, prepared_at_, codes_at_, blocks_at_, code_panels_at_, numbers_at_;
   float* panels_ = nullptr;                // [threads, kPanelFloats]
   float* prepared_ = nullptr;              // [limits.inputs]
-  std::int8_t* codes_ = nullptr;           // [limits.inputs], twice that when wide
+  std::int16_t* codes_ = nullptr;          // [limits.inputs]
   cpu::QuantizedBlock* blocks_ = nullptr;  // [limits.inputs / 32]
-  std::uint8_t* code_panels_ = nullptr;    // [threads, Int8PanelBytes]
-  float* numbers_ = nullptr;               // [threads, Int8NumberFloats]
+  std::uint8_t* code_panels_ = nullptr;    // [threads, IntegerPanelBytes]
+  float* numbers_ = nullptr;               // [threads, IntegerNumberFloats]
   std::vector<Ready> ready_;
 };
 

@@ -1,18 +1,19 @@
 // Times the CPU's products over every encoding with SmolLM2-135M's shapes, the layers one after the
 // other as a step runs them.
 //
-//   cpu_products [--threads 2] [--rows 1,16,512] [--only SUBSTRING] [--isa N] [--repeats 7]
+//   cpu_products [--threads 2] [--rows 1,16,512] [--only SUBSTRING]
+//       [--inputs f32|auto|int8] [--isa 0..3] [--repeats 7]
 //
 // One line an encoding and rounding of the inputs: of the fastest repeat, multiply-adds a second
 // and the tokens a second that they make of a model with those 30 layers (its head left out).
+#include "runtime/device/cpu_products.h"
+
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <map>
+#include <ctime>
 #include <string>
 
-#include "runtime/device/cpu_products.h"
 #include "tests/device/random_weight.h"
 
 namespace nibble {
@@ -23,6 +24,7 @@ struct Shape {
 };
 constexpr Shape kShapes[] = {{960, 576}, {576, 576}, {3072, 576}, {576, 1536}};
 constexpr int kLayers = 30;
+constexpr double kMultiplies = kLayers * (960 * 576 + 576 * 576 + 3072 * 576 + 576 * 1536);
 
 std::vector<NamedWeight> Encodings(const Shape& shape) {
   WeightMaker make(1);
@@ -56,9 +58,30 @@ std::vector<NamedWeight> Encodings(const Shape& shape) {
 struct Options {
   int threads = 2, repeats = 7;
   std::vector<std::int64_t> rows = {1, 16, 512};
-  std::string only;
+  std::string only, inputs;
   cpu::Isa isa = cpu::BestIsa();
 };
+
+std::vector<std::unique_ptr<CpuLinear>> PackLayers(const std::string& name, DenseForm form) {
+  std::vector<std::unique_ptr<CpuLinear>> layers(std::size(kShapes) * kLayers);
+  for (std::size_t s = 0; s < std::size(kShapes); ++s) {
+    for (const NamedWeight& weight : Encodings(kShapes[s])) {
+      if (weight.name != name) continue;
+      for (std::size_t l = 0; l < kLayers; ++l) {
+        layers[l * std::size(kShapes) + s] =
+            CpuLinear::Pack({&weight.weight, 1}, PackAxis::kN, form).value();
+      }
+    }
+  }
+  return layers;
+}
+
+// Of this thread where it works alone, so that what else runs on the machine is left out.
+double Now(const Options& options) {
+  timespec now{};
+  clock_gettime(options.threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+}
 
 // Seconds of the fastest of some passes over all layers.
 double Time(const Options& options, InputRounding rounding, std::int64_t rows,
@@ -75,14 +98,13 @@ double Time(const Options& options, InputRounding rounding, std::int64_t rows,
   for (std::int64_t i = 0; i < rows * 1536; ++i) x[i] = random.Normal(1.0f);
   double best = 1e9;
   for (int repeat = 0; repeat <= options.repeats; ++repeat) {
-    const auto start = std::chrono::steady_clock::now();
+    const double start = Now(options);
     for (const auto& linear : layers) {
       const ProductJob job{&linear->segments()[0], x,        linear->k, rows,
                            memory.At<float>(y_at), linear->n};
       products.Run({&job, 1});
     }
-    const double seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const double seconds = Now(options) - start;
     if (repeat > 0) best = std::min(best, seconds);
   }
   return best;
@@ -94,31 +116,21 @@ void Run(const Options& options) {
   for (const std::int64_t rows : options.rows)
     std::printf("  GMAC/s@%-4d   tok/s", static_cast<int>(rows));
   std::printf("\n");
-  std::map<std::string, std::vector<std::unique_ptr<CpuLinear>>> models;
   std::vector<std::string> order;
   for (const NamedWeight& weight : Encodings({16, 64})) order.push_back(weight.name);
   for (const std::string& name : order) {
     if (name.find(options.only) == std::string::npos) continue;
-    std::vector<std::unique_ptr<CpuLinear>> layers(std::size(kShapes) * kLayers);
-    double multiplies = 0;
-    for (std::size_t s = 0; s < std::size(kShapes); ++s) {
-      for (const NamedWeight& weight : Encodings(kShapes[s])) {
-        if (weight.name != name) continue;
-        for (std::size_t l = 0; l < kLayers; ++l) {
-          layers[l * std::size(kShapes) + s] =
-              CpuLinear::Pack({&weight.weight, 1}, PackAxis::kN).value();
-        }
-      }
-      multiplies += kLayers * static_cast<double>(kShapes[s].n * kShapes[s].k);
-    }
-    for (const auto& [rounding, label] :
-         {std::pair{InputRounding::kNone, "f32"}, {InputRounding::kInt16, "auto"},
-          {InputRounding::kInt8, "int8"}}) {
+    for (const auto& [rounding, label] : {std::pair{InputRounding::kNone, "f32"},
+                                          {InputRounding::kInt16, "auto"},
+                                          {InputRounding::kInt8, "int8"}}) {
+      if (label != options.inputs && !options.inputs.empty()) continue;
+      const auto layers = PackLayers(
+          name, rounding == InputRounding::kNone ? DenseForm::kExact : DenseForm::kRounded);
       std::printf("%-12s %-6s", name.c_str(), label);
       for (const std::int64_t rows : options.rows) {
         const double seconds = Time(options, rounding, rows, layers);
         const auto tokens = static_cast<double>(rows);
-        std::printf("  %11.0f %7.0f", multiplies * tokens / seconds * 1e-9, tokens / seconds);
+        std::printf("  %11.0f %7.0f", kMultiplies * tokens / seconds * 1e-9, tokens / seconds);
         std::fflush(stdout);
       }
       std::printf("\n");
@@ -137,6 +149,8 @@ int Main(int argc, char** argv) {
       options.repeats = std::atoi(value);
     } else if (flag == "--only") {
       options.only = value;
+    } else if (flag == "--inputs") {
+      options.inputs = value;
     } else if (flag == "--isa") {
       options.isa = cpu::kAllIsas[std::atoi(value)];
     } else if (flag == "--rows") {

@@ -14,8 +14,9 @@
 namespace nibble {
 namespace {
 
-std::unique_ptr<CpuLinear> Pack(const LinearWeight& weight) {
-  absl::StatusOr<std::unique_ptr<CpuLinear>> linear = CpuLinear::Pack({&weight, 1}, PackAxis::kN);
+std::unique_ptr<CpuLinear> Pack(const LinearWeight& weight, DenseForm form = DenseForm::kExact) {
+  absl::StatusOr<std::unique_ptr<CpuLinear>> linear =
+      CpuLinear::Pack({&weight, 1}, PackAxis::kN, form);
   EXPECT_TRUE(linear.ok()) << linear.status();
   return std::move(linear).value();
 }
@@ -137,51 +138,115 @@ std::vector<float> QuantizeInput(std::vector<float> x, bool whole_token, float l
   return x;
 }
 
+// Checks integer products of `rows` rows against sums in double over the rounded inputs.
+void CheckIntegerProducts(const cpu::KernelTable& kernels, const NamedWeight& c,
+                          InputRounding rounding, std::int64_t rows, Products& products) {
+  const std::int64_t n = c.weight.n, k = c.weight.k;
+  const auto linear = Pack(c.weight, DenseForm::kRounded);
+  const CpuSegment& segment = linear->segments()[0];
+  const bool takes_int8 = cpu::TakesInt8(segment.matrix);
+  const bool whole = segment.activation == cpu::FakeQuant::kInt8Dynamic;
+  const bool own_rounding = segment.activation != cpu::FakeQuant::kNone && !whole;
+  const bool narrow = whole || (rounding == InputRounding::kInt8 && takes_int8 && !own_rounding);
+  const auto limit = static_cast<float>(narrow ? 127 : cpu::InputLimit(segment.matrix));
+  // A wide code that the kernel rounds the other way costs 1 / limit of its block; codes of dense
+  // weights and of tables are a 16382th of the largest off, at most.
+  const double tolerance = narrow ? 3e-6 : takes_int8 ? 4e-5 : 3e-4;
+  const std::vector<float> w = Dequantize(c.weight).value();
+  const auto* affine = std::get_if<Affine>(&c.weight.encoding);
+  const bool permuted = affine != nullptr && !affine->permutation.empty();
+  const auto x = reference::Random(rows * k, 3, 2.0f);
+  const auto y = products.Run(*linear, x, rows);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    std::vector<float> input(x.begin() + r * k, x.begin() + (r + 1) * k);
+    if (own_rounding) input = RoundInput(kernels, c.weight, input);
+    std::vector<float> stored = input;  // blocks are of stored columns
+    for (std::int64_t j = 0; permuted && j < k; ++j) stored[j] = input[affine->permutation[j]];
+    stored = QuantizeInput(stored, whole, limit);
+    for (std::int64_t j = 0; j < k; ++j) input[permuted ? affine->permutation[j] : j] = stored[j];
+    for (std::int64_t i = 0; i < n; ++i) {
+      double sum = c.weight.bias.empty() ? 0.0 : c.weight.bias[i];
+      double magnitude = std::abs(sum);
+      for (std::int64_t j = 0; j < k; ++j) {
+        sum += double{input[j]} * w[i * k + j];
+        magnitude += std::abs(double{input[j]} * w[i * k + j]);
+      }
+      ASSERT_NEAR(y[r * n + i], sum, tolerance * magnitude) << "row " << r << " output " << i;
+    }
+  }
+}
+
 TEST_P(CpuLinearTest, IntegerProductsAreExactForQuantizedInputs) {
   int integer = 0;
   for (const InputRounding rounding : {InputRounding::kInt8, InputRounding::kInt16}) {
-    const bool wide = rounding == InputRounding::kInt16;
-    // A 16-bit code that the kernel rounds the other way costs 1 / 32512 of its block.
-    const double tolerance = wide ? 4e-5 : 3e-6;
     Products products(kernels(), 1, rounding);
     for (const auto& [n, k] :
          std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 33}, {17, 300}, {70, 576}}) {
       for (const NamedWeight& c : EveryEncoding(n, k, 15)) {
-        const auto linear = Pack(c.weight);
-        if (!linear->segments()[0].int8) continue;
+        if (!Pack(c.weight, DenseForm::kRounded)->segments()[0].integer) continue;
         ++integer;
         SCOPED_TRACE(testing::Message() << c.name << " " << n << " by " << k);
-        const bool whole = linear->segments()[0].activation != cpu::FakeQuant::kNone;
-        const std::vector<float> w = Dequantize(c.weight).value();
-        const auto* affine = std::get_if<Affine>(&c.weight.encoding);
         for (const std::int64_t rows : {1, 3, 13}) {
-          const auto x = reference::Random(rows * k, 3, 2.0f);
-          const auto y = products.Run(*linear, x, rows);
-          for (std::int64_t r = 0; r < rows; ++r) {
-            std::vector<float> input(x.begin() + r * k, x.begin() + (r + 1) * k);
-            std::vector<float> stored = input;  // blocks are of stored columns
-            const bool permuted = affine != nullptr && !affine->permutation.empty();
-            for (std::int64_t j = 0; permuted && j < k; ++j)
-              stored[j] = input[affine->permutation[j]];
-            stored = QuantizeInput(stored, whole, wide ? 32512.0f : 127.0f);
-            for (std::int64_t j = 0; j < k; ++j)
-              input[permuted ? affine->permutation[j] : j] = stored[j];
-            for (std::int64_t i = 0; i < n; ++i) {
-              double sum = c.weight.bias.empty() ? 0.0 : c.weight.bias[i],
-                     magnitude = std::abs(sum);
-              for (std::int64_t j = 0; j < k; ++j) {
-                sum += double{input[j]} * w[i * k + j];
-                magnitude += std::abs(double{input[j]} * w[i * k + j]);
-              }
-              ASSERT_NEAR(y[r * n + i], sum, tolerance * magnitude)
-                  << "row " << r << " output " << i;
-            }
-          }
+          CheckIntegerProducts(kernels(), c, rounding, rows, products);
         }
       }
     }
   }
-  EXPECT_GT(integer, 120);
+  EXPECT_GT(integer, 190);
+}
+
+TEST_P(CpuLinearTest, LargestCodesDoNotOverflow) {
+  WeightMaker make(9);
+  constexpr std::int64_t kN = 16, kK = 64;
+  std::vector<NamedWeight> all;
+  all.push_back({"f16", make.DenseWeight(kN, kK, DType::kF16)});
+  for (auto& element : std::get<Dense>(all[0].weight.encoding).data.As<std::uint16_t>())
+    element = F32ToF16(3.0f);
+  all.push_back({"codebook", make.CodebookWeight(kN, kK, 32, ScaleKind::kF32)});
+  auto& book = std::get<Codebook>(all[1].weight.encoding);
+  std::fill(book.table.begin(), book.table.end(), 1.0f);
+  all.push_back(
+      {"int8", make.AffineWeight(kN, kK, 8, 32, ScaleKind::kF32, OffsetKind::kZeroCodes)});
+  auto& affine = std::get<Affine>(all[2].weight.encoding);
+  for (auto& code : affine.codes.As<std::uint8_t>()) code = 255;
+  for (auto& zero : std::get<ZeroCodes>(affine.offset).zeros.As<std::uint8_t>()) zero = 0;
+  const std::vector<float> x(4 * kK, 5.0f);
+  for (const NamedWeight& c : all) {
+    SCOPED_TRACE(c.name);
+    const std::vector<float> w = Dequantize(c.weight).value();
+    const auto linear = Pack(c.weight, DenseForm::kRounded);
+    Products products(kernels(), 1, InputRounding::kInt16);
+    for (const std::int64_t rows : {1, 4}) {
+      const auto y = products.Run(*linear, {x.begin(), x.begin() + rows * kK}, rows);
+      for (std::int64_t i = 0; i < kN; ++i) {
+        double sum = 0;
+        for (std::int64_t j = 0; j < kK; ++j) sum += 5.0 * w[i * kK + j];
+        ASSERT_NEAR(y[(rows - 1) * kN + i], sum, 1e-3 * std::abs(sum)) << i;
+      }
+    }
+  }
+}
+
+TEST_P(CpuLinearTest, RoundedDenseWeightsKeepNanAndTheirRows) {
+  WeightMaker make(8);
+  LinearWeight weight = make.DenseWeight(33, 70, DType::kBF16);
+  std::get<Dense>(weight.encoding).data.As<std::uint16_t>()[20 * 70 + 40] = 0x7fc0;  // NaN
+  const auto linear = Pack(weight, DenseForm::kRounded);
+  const std::vector<float> w = Dequantize(weight).value();
+  Products products(kernels(), 1, InputRounding::kInt16);
+  const auto x = reference::Random(5 * 70, 3);
+  const auto y = products.Run(*linear, x, 5);
+  for (int i = 0; i < 33; ++i) EXPECT_EQ(std::isnan(y[2 * 33 + i]), i == 20) << i;
+  for (const std::int64_t row : {0, 15, 32}) {
+    std::vector<float> out(70);
+    kernels().embed_row({&linear->segments()[0].matrix, row, 1.0f, out.data(), products.panel()});
+    for (int j = 0; j < 70; ++j) {
+      float largest = 0;  // of the block
+      for (int i = j / 32 * 32; i < std::min(70, j / 32 * 32 + 32); ++i)
+        largest = std::max(largest, std::abs(w[row * 70 + i]));
+      EXPECT_NEAR(out[j], w[row * 70 + j], largest / 16000) << row << ", " << j;
+    }
+  }
 }
 
 TEST_P(CpuLinearTest, RowIsTheSameBitsAloneAmongOthersAndOnMoreThreads) {
@@ -191,7 +256,8 @@ TEST_P(CpuLinearTest, RowIsTheSameBitsAloneAmongOthersAndOnMoreThreads) {
     Products alone(kernels(), 1, rounding), threads(kernels(), 3, rounding);
     for (const NamedWeight& c : EveryEncoding(kN, kK, 13)) {
       SCOPED_TRACE(testing::Message() << c.name << " rounding " << static_cast<int>(rounding));
-      const auto linear = Pack(c.weight);
+      const auto linear = Pack(
+          c.weight, rounding == InputRounding::kNone ? DenseForm::kExact : DenseForm::kRounded);
       const auto together = alone.Run(*linear, x, kRows);
       EXPECT_EQ(together, threads.Run(*linear, x, kRows));
       for (const auto& [first, rows] : std::vector<std::pair<std::int64_t, std::int64_t>>{
@@ -232,8 +298,11 @@ INSTANTIATE_TEST_SUITE_P(All, CpuLinearTest, testing::ValuesIn(cpu::kAllIsas), I
 TEST(CpuPackTest, PackedBytesAreWhatPackHolds) {
   for (const NamedWeight& c : EveryEncoding(50, 300, 14)) {
     const LinearSpec spec = SpecOf(c.weight);
-    EXPECT_EQ(CpuLinear::PackedBytes({&spec, 1}, PackAxis::kN).value(), Pack(c.weight)->bytes)
-        << c.name;
+    for (const DenseForm form : {DenseForm::kExact, DenseForm::kRounded}) {
+      EXPECT_EQ(CpuLinear::PackedBytes({&spec, 1}, PackAxis::kN, form).value(),
+                Pack(c.weight, form)->bytes)
+          << c.name;
+    }
   }
 }
 
