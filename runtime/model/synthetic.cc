@@ -166,16 +166,17 @@ class SyntheticFormat final : public WeightFormat {
   absl::StatusOr<LinearWeight> Load(absl::string_view layer) const override {
     ASSIGN_OR_RETURN(const std::size_t kind, Find(layer));
     Template& made = templates_[kind];
-    const std::lock_guard lock(made.mutex);
-    if (!made.weight) {
-      made.weight = RandomWeight(kinds_[kind].spec, kinds_[kind].table, /*seed=*/kind + 1);
+    {
+      const std::lock_guard lock(made.mutex);
+      if (!made.weight)
+        made.weight = RandomWeight(kinds_[kind].spec, kinds_[kind].table, /*seed=*/kind + 1);
     }
-    return CopyOf(*made.weight);
+    return CopyOf(*made.weight);  // never changes again
   }
 
  private:
   struct Template {
-    std::mutex mutex;  // guards weight while it is made
+    std::mutex mutex;  // held to make `weight`, and to see that it is made
     std::optional<LinearWeight> weight;
   };
 
