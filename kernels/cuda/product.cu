@@ -139,8 +139,27 @@ cudaError_t TiledProduct(const ProductArgs& args, const TilePlan& plan,
   return Finish(args, {workspace.partials, true, plan.splits}, {stream, true});
 }
 
+namespace {
+
+// Where the stream is faster than tiles, measured on an H200 (tests/bench/results/cuda_h200.md).
+// Its second 8 tokens cost it dear unless codes are cheap to expand and the columns few.
+bool PrefersStream(const ProductArgs& args, bool tiles_swap) {
+  const PackedShape& shape = args.w.shape;
+  if (args.m > kStreamTokens || !SupportsStream(shape)) return false;
+  if (args.m <= 8 || !tiles_swap) return true;
+  return shape.kind == CodeKind::kInteger && shape.bits <= 4 && shape.k < 2 * shape.n;
+}
+
+// Where cuBLAS makes up for expanding the weights first.
+bool PrefersDense(const ProductArgs& args, const ProductScratch& scratch) {
+  return args.m >= 2048 && args.output != Output::kGlu && scratch.cublas != nullptr &&
+         scratch.weights != nullptr && scratch.raw != nullptr;
+}
+
+}  // namespace
+
 cudaError_t Product(const ProductArgs& args, const ProductScratch& scratch, cudaStream_t stream) {
-  if (args.m <= kStreamTokens && SupportsStream(args.w.shape)) return StreamProduct(args, stream);
+  if (args.m == 0) return cudaSuccess;
   int device = 0, sms = 0, major = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess)
@@ -149,12 +168,16 @@ cudaError_t Product(const ProductArgs& args, const ProductScratch& scratch, cuda
     error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error != cudaSuccess) return error;
   if (major == 9) {
-    TileWorkspace workspace;
-    if (scratch.weights != nullptr) {
-      workspace = {static_cast<float*>(scratch.weights), 2 * args.w.shape.n * args.w.shape.k,
-                   scratch.flags};
+    if (PrefersStream(args, scratch.weights != nullptr && scratch.flags != nullptr))
+      return StreamProduct(args, stream);
+    if (!PrefersDense(args, scratch)) {
+      TileWorkspace workspace;
+      if (scratch.weights != nullptr) {
+        workspace = {static_cast<float*>(scratch.weights), 2 * args.w.shape.n * args.w.shape.k,
+                     scratch.flags};
+      }
+      return TiledProduct(args, ChooseTiles(args, workspace, sms), workspace, stream);
     }
-    return TiledProduct(args, ChooseTiles(args, workspace, sms), workspace, stream);
   }
   if (scratch.weights == nullptr) return cudaErrorInvalidValue;
   error = DequantizePacked(args.w, args.dtype, scratch.weights, stream);

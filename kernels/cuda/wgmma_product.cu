@@ -169,18 +169,47 @@ cudaError_t LaunchTileProduct(const ProductArgs& args, const TilePlan& plan,
 }  // namespace
 
 TilePlan ChooseTiles(const ProductArgs& args, const TileWorkspace& workspace, int sms) {
+  // What tiles cost on an H200 (tests/bench/results/cuda_h200.md): microseconds a unit, and for
+  // every part of a split tile, to bring its sums together.
+  struct Cost {
+    int tokens;
+    float unit, part;
+  };
+  constexpr Cost kCosts[] = {
+      {16, 0.74f, 0.5f}, {32, 0.83f, 0.53f}, {64, 0.97f, 0.66f}, {128, 1.45f, 1.15f}};
+  constexpr float kFinishKernel = 2.5f;  // instead of swapping
   const PackedShape& shape = args.w.shape;
-  TilePlan plan;
-  plan.tokens = args.m <= 16 ? 16 : args.m <= 32 ? 32 : args.m <= 64 ? 64 : 128;
-  const std::int64_t tiles = (shape.Tiles() + 15) / 16 * ((args.m + plan.tokens - 1) / plan.tokens);
-  plan.shared = workspace.flags != nullptr && sms <= kProductFlags &&
-                workspace.partial_bytes >= SharedBytes(plan.tokens, sms);
-  if (tiles >= sms) return plan;
-  const std::int64_t room = plan.shared ? sms : workspace.partial_bytes / (4 * args.m * shape.n);
-  plan.splits = static_cast<int>(
-      std::clamp<std::int64_t>(std::min({sms / tiles, shape.Units() / 4, room}), 1, 64));
-  plan.shared = plan.shared && plan.splits > 1;
-  return plan;
+  const std::int64_t units = shape.Units();
+  TilePlan best;
+  float best_us = 0.0f;
+  for (const Cost& cost : kCosts) {
+    const std::int64_t tiles =
+        (shape.Tiles() + 15) / 16 * ((args.m + cost.tokens - 1) / cost.tokens);
+    const bool swaps = workspace.flags != nullptr && sms <= kProductFlags &&
+                       workspace.partial_bytes >= SharedBytes(cost.tokens, sms);
+    const auto consider = [&](const TilePlan& plan, float us) {
+      if (best_us == 0.0f || us < best_us) best = plan, best_us = us;
+    };
+    const std::int64_t rounds = (tiles + sms - 1) / sms;
+    consider({cost.tokens, 1, false}, static_cast<float>(rounds * units) * cost.unit);
+    if (tiles >= sms && swaps) {
+      consider(
+          {cost.tokens, 1, true},
+          static_cast<float>(tiles * units) / static_cast<float>(sms) * cost.unit + 2 * cost.part);
+    }
+    const std::int64_t most = std::min(sms / tiles, units / 2);
+    for (std::int64_t splits = 2; splits <= most; ++splits) {
+      const float sums = static_cast<float>(splits) * cost.part;
+      const float us = static_cast<float>((units + splits - 1) / splits) * cost.unit + sums;
+      const TilePlan plan{cost.tokens, static_cast<int>(splits), swaps};
+      if (swaps) {
+        consider(plan, us);
+      } else if (workspace.partial_bytes >= 4 * splits * args.m * shape.n) {
+        consider(plan, us + kFinishKernel);
+      }
+    }
+  }
+  return best;
 }
 
 cudaError_t TileProduct(const ProductArgs& args, const TilePlan& plan,

@@ -1,11 +1,13 @@
 // Times the quantized products beside cuBLAS fp16 in the same run, and the chain of a layer's four
 // products.
 //
-//   kernel_bench products [--encodings int4,int8,...] [--m 1,2,...]   one CSV row a (shape, m,
-//   encoding) kernel_bench plans                                               every cut of the
-//   streamed product kernel_bench chain                                               Llama-3-8B,
-//   32 layers, one graph kernel_bench attention | sampling kernel_bench once [--encodings int4]
-//   [--m 1]                     each product twice, for a profiler
+//   kernel_bench products [--encodings int4,...] [--m 1,...]  a CSV row a (shape, m, encoding)
+//   kernel_bench plans                                        every cut of the streamed product
+//   kernel_bench tiles [--encodings int4,...] [--m 32,...]    and of the tile product
+//   kernel_bench chain [--encodings int4] [--m 1,...] [--path product|stream|tiles]
+//                                                             Llama-3-8B, 32 layers, one graph
+//   kernel_bench attention | sampling
+//   kernel_bench once [--encodings int4] [--m 1]              each product twice, for a profiler
 //
 // Weights are rotated over more memory than the L2 holds; inputs are random.
 #include <cublas_v2.h>
@@ -362,10 +364,11 @@ void Chain(const std::string& encoding, const std::string& path, const std::vect
   const TileWorkspace workspace{partials.get(), 128LL << 20, flags.get()};
   int sms = 0;
   NIBBLE_CUDA_OK(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, 0));
+  const ProductScratch scratch{nullptr, partials.get(), nullptr, flags.get()};
   const auto product = [&](const ProductArgs& args, cudaStream_t stream) {
-    return path == "stream"
-               ? StreamProduct(args, stream)
-               : TiledProduct(args, ChooseTiles(args, workspace, sms), workspace, stream);
+    if (path == "stream") return StreamProduct(args, stream);
+    if (path == "product") return Product(args, scratch, stream);
+    return TiledProduct(args, ChooseTiles(args, workspace, sms), workspace, stream);
   };
   std::printf("chain,encoding,m,us_a_layer,TBps,bits\n");
   for (int m : tokens) {
@@ -572,7 +575,7 @@ void Sampling() {
 
 int main(int argc, char** argv) {
   using namespace nibble::cuda::bench;
-  std::string mode = argc > 1 ? argv[1] : "", encodings = "int4", path = "stream", m;
+  std::string mode = argc > 1 ? argv[1] : "", encodings = "int4", path = "product", m;
   for (int i = 2; i + 1 < argc; i += 2) {
     if (std::strcmp(argv[i], "--encodings") == 0) encodings = argv[i + 1];
     if (std::strcmp(argv[i], "--m") == 0) m = argv[i + 1];
@@ -594,7 +597,7 @@ int main(int argc, char** argv) {
   else if (mode == "tiles")
     Tiles(encodings, tokens("32,64,128,256,512,1024,4096"));
   else if (mode == "chain")
-    Chain(encodings, path, tokens("1,2,4,8,16"));
+    Chain(encodings, path, tokens("1,2,4,8,16,32,64"));
   else if (mode == "attention")
     Attention();
   else if (mode == "sampling")
