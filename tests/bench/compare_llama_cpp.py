@@ -204,6 +204,7 @@ def parse():
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="two rounds and nothing else (the default)")
     extent.add_argument("--full", action="store_true", help="five rounds, formats, a busy host, bandwidth")
+    parser.add_argument("--rounds", type=int, help="instead of two or five")
     parser.add_argument("--scratch", type=pathlib.Path, default=pathlib.Path("/tmp/peer"))
     parser.add_argument("--nibble", type=pathlib.Path, default=ROOT / "build/release/server/nibble")
     parser.add_argument("--model", type=pathlib.Path, default=ROOT / "build/models/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -215,7 +216,7 @@ def parse():
 
 def main():
     options = parse()
-    rounds = 5 if options.full else 2
+    rounds = options.rounds or (5 if options.full else 2)
     peer = Peer(options.scratch)
     models = [options.model, *(peer.variant(options.model, kind) for kind in PEER_TYPES)]
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
