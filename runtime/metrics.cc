@@ -121,6 +121,15 @@ double RequestCounter::Value(absl::StatusCode code, absl::string_view reason) co
   return Find(code, reason)->Value();
 }
 
+std::vector<RequestCounter::Tally> RequestCounter::Occurred() const {
+  std::vector<Tally> occurred;
+  for (const auto& [outcome, counter] : series_) {
+    if (const double requests = (*counter)->Value(); requests > 0)
+      occurred.push_back({outcome.first, outcome.second, requests});
+  }
+  return occurred;
+}
+
 ModelMetrics::ModelMetrics(prometheus::Registry* registry, const std::string& model)
     : model_(model),
       nibble_{registry, {{"model", model}}},
@@ -213,6 +222,17 @@ void ModelMetrics::SetMemory(const std::string& kind, const std::string& source,
         "nibble_memory_bytes", "Memory of a model, as planned and as it came out.");
   }
   (*series)->Set(static_cast<double>(bytes));
+}
+
+std::int64_t ModelMetrics::Memory(const std::string& kind, const std::string& source) const {
+  const std::string prefix = absl::StrCat(kind, "/", source, "/");
+  double bytes = 0;
+  std::lock_guard lock(memory_mutex_);
+  for (auto at = memory_.lower_bound(prefix);
+       at != memory_.end() && at->first.compare(0, prefix.size(), prefix) == 0; ++at) {
+    bytes += (*at->second)->Value();
+  }
+  return static_cast<std::int64_t>(bytes);
 }
 
 Metrics::Metrics(const BuildInfo& build)

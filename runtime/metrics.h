@@ -76,6 +76,14 @@ class RequestCounter {
   void Count(absl::StatusCode code, absl::string_view reason);
   double Value(absl::StatusCode code, absl::string_view reason) const;
 
+  struct Tally {
+    absl::StatusCode code;
+    std::string reason;
+    double requests;
+  };
+  // The outcomes that have occurred.
+  std::vector<Tally> Occurred() const;
+
  private:
   const Counter& Find(absl::StatusCode code, absl::string_view reason) const;
   std::map<std::pair<absl::StatusCode, std::string>, std::unique_ptr<Counter>, std::less<>> series_;
@@ -144,6 +152,8 @@ class ModelMetrics {
   // kind: weights|kv|workspace|graphs|other; source: planned|actual.
   void SetMemory(const std::string& kind, const std::string& source, const std::string& device,
                  std::int64_t bytes);
+  // The sum over the devices; 0 when it was never set.
+  std::int64_t Memory(const std::string& kind, const std::string& source) const;
 
   const std::string& model() const { return model_; }
   std::int64_t page_tokens() const { return page_tokens_.load(); }
@@ -209,7 +219,7 @@ class ModelMetrics {
 
  private:
   std::vector<std::unique_ptr<Gauge>> state_;  // nibble_model_state, one a state
-  std::mutex memory_mutex_;                    // guards memory_
+  mutable std::mutex memory_mutex_;            // guards memory_
   std::map<std::string, std::unique_ptr<Gauge>>
       memory_;  // nibble_memory_bytes by "kind/source/device"
 };
@@ -232,6 +242,7 @@ class Metrics {
   void CountUnknownModel(absl::StatusCode code, absl::string_view reason) {
     unknown_model_.Count(code, reason);
   }
+  const RequestCounter& unknown_model() const { return unknown_model_; }
 
   // What /livez and /readyz would answer, told before each scrape.
   void SetHealth(bool live, bool ready) {

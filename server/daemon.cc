@@ -11,8 +11,9 @@
 #include "runtime/device/backend.h"
 #include "server/admin_service.h"
 #include "server/generation_service.h"
-#include "server/home_page.h"
+#include "server/http_prompt.h"
 #include "server/model_service.h"
+#include "server/page_status.h"
 #include "server/tls.h"
 #include "server/version.h"
 
@@ -53,6 +54,7 @@ ModelHub::Options HubOptions(
 
 Daemon::Daemon(ServeOptions options)
     : options_(std::move(options)),
+      started_(absl::Now()),
       metrics_(ThisBuild()),
       hub_(HubOptions(options_, &watchers_,
                       [this](const std::string& model, const absl::Status& status) {
@@ -87,18 +89,33 @@ absl::Status Daemon::Start() {
   RETURN_IF_ERROR(started.status());
   rpc_ = *std::move(started);
   if (!options_.admin_listen.empty()) RETURN_IF_ERROR(StartAdmin(credentials));
-  if (!options_.http.empty() && options_.http != "off") {
-    HttpPages pages{.metrics =
-                        [this] {
-                          metrics_.SetHealth(state_.Live(), state_.Ready());
-                          return metrics_.Scrape();
-                        },
-                    .live = [this] { return state_.Live(); },
-                    .ready = [this] { return state_.Ready(); },
-                    .home = [this] { return HomePage(state_, rpc_->address()); }};
-    ASSIGN_OR_RETURN(http_, HttpServer::Start(options_.http, std::move(pages)));
-  }
+  if (!options_.http.empty() && options_.http != "off") RETURN_IF_ERROR(StartHttp());
   heartbeat_ = std::thread([this]() noexcept { Watch(); });
+  return absl::OkStatus();
+}
+
+absl::Status Daemon::StartHttp() {
+  const PageFacts facts{
+      .grpc_address = rpc_->address(), .prompt = options_.http_prompt, .started = started_};
+  HttpPages pages{
+      .metrics =
+          [this] {
+            metrics_.SetHealth(state_.Live(), state_.Ready());
+            return metrics_.Scrape();
+          },
+      .live = [this] { return state_.Live(); },
+      .ready = [this] { return state_.Ready(); },
+      .status = [this, facts] { return PageStatus(state_, metrics_, facts, absl::Now()); }};
+  if (options_.http_prompt) {
+    pages.check_prompt = [this](const HttpHead& head) -> std::optional<HttpAnswer> {
+      const absl::Status status = CheckPromptHead(head, options_.http_prompt_hosts);
+      return status.ok() ? std::nullopt : std::optional(ErrorAnswer(status));
+    };
+    pages.answer_prompt = [this](const std::string& body, std::weak_ptr<StreamWaker> waker) {
+      return AnswerPrompt(&state_, &prepare_pool_, body, std::move(waker));
+    };
+  }
+  ASSIGN_OR_RETURN(http_, HttpServer::Start(options_.http, std::move(pages)));
   return absl::OkStatus();
 }
 
@@ -181,6 +198,7 @@ void Daemon::Watch() {
       }
       watchers_.Notify();
     }
+    if (http_ != nullptr) http_->NoticeLeavers();
     const bool hangs = !live && Hangs();
     lock.lock();
     if (hangs && lost_.ok()) {

@@ -66,9 +66,11 @@ class Daemon {
  private:
   absl::StatusOr<std::vector<LoadSpec>> StartupSpecs();
   absl::Status StartAdmin(std::shared_ptr<grpc::ServerCredentials> credentials);
+  absl::Status StartHttp();
   void Watch();  // the heartbeat's thread
 
   const ServeOptions options_;
+  const absl::Time started_;
   Metrics metrics_;
   HealthWatchers watchers_;
   std::mutex mutex_;  // guards what follows

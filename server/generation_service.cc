@@ -1,16 +1,13 @@
 #include "server/generation_service.h"
 
-#include <atomic>
 #include <deque>
 #include <iterator>
-#include <random>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "nibble/v1/generation.pb.h"
 #include "runtime/base/status.h"
-#include "server/errors.h"
+#include "server/generation_job.h"
 #include "server/unary.h"
 #include "server/wire.h"
 #include "server/wire_response.h"
@@ -18,21 +15,7 @@
 namespace nibble {
 namespace {
 
-// What may wait for a reader before it counts as too slow. An answer that comes in one piece is as
-// large as it is.
-constexpr std::size_t kMaxStreamBytes = 1 << 20;
-constexpr std::size_t kMaxFinalOnlyBytes = 64 << 20;
 constexpr std::size_t kMaxMergedBytes = 1 << 20;
-
-std::string GenerateRequestId() {
-  std::random_device device;
-  return absl::StrCat("req-", absl::Hex(device(), absl::kZeroPad8),
-                      absl::Hex(device(), absl::kZeroPad8));
-}
-
-const char* PromptField(const v1::GenerateRequest& request) {
-  return request.has_text() ? "text" : request.has_tokens() ? "tokens.ids" : "chat";
-}
 
 // One Generate. The request is prepared on the pool, answered by the model's engine, and both speak
 // through the TokenStream: every error, the validator's too, closes it, so that there is one way
@@ -51,73 +34,19 @@ class GenerateHandler final : public CallHandler {
   void OnCancel() override {
     // A client whose deadline has passed cancels a moment before ours does: the engine then ends
     // the request by its deadline, and counts what the client counted.
-    if (stream_ != nullptr && !call_.deadline_is_due()) stream_->Cancel();
+    if (given_to_pool_ && !call_.deadline_is_due()) job_->stream->Cancel();
   }
   void OnFinish(const absl::Status& status) override {
     // What the engine took in, the engine counts; the job counts what it refuses.
-    if (!given_to_job_) state_->CountRefused(work_->proto.model(), status);
+    if (!given_to_pool_) state_->CountRefused(job_->proto.model(), status);
   }
 
  private:
-  struct Work {
-    v1::GenerateRequest proto;
-    std::shared_ptr<const ServedModel> model;
-    std::shared_ptr<TokenStream> stream;
-    absl::Time deadline;
-  };
-
   absl::Status Start(const grpc::ByteBuffer& bytes) {
-    RETURN_IF_ERROR(ParseRequest(bytes, &work_->proto));
-    RETURN_IF_ERROR(state_->CheckAccepting());
-    ASSIGN_OR_RETURN(work_->model, state_->Find(work_->proto.model()));
-    if (work_->proto.request_id().empty()) work_->proto.set_request_id(GenerateRequestId());
-    request_id_ = work_->proto.request_id();
-    work_->deadline = call_.deadline();
-    stream_ = std::make_shared<TokenStream>(work_->proto.output().final_only() ? kMaxFinalOnlyBytes
-                                                                               : kMaxStreamBytes);
-    stream_->SetWaker(call_.waker());
-    work_->stream = stream_;
-    RETURN_IF_ERROR(pool_->Submit([state = state_, work = work_] { Prepare(*state, *work); }));
-    given_to_job_ = true;
-    return absl::OkStatus();
-  }
-
-  // On a thread of the pool.
-  static void Prepare(const ServingState& state, Work& work) {
-    absl::Status status = Submit(work);
-    if (absl::IsUnavailable(status)) {
-      // The model may have been replaced since it was found: its successor takes the request.
-      const auto found = state.Find(work.proto.model());
-      if (found.ok() && *found != work.model) {
-        work.model = *found;
-        status = Submit(work);
-      }
-    }
-    if (status.ok()) return;
-    work.model->metrics->CountRejected(status.code(), ErrorReasonOf(status));
-    work.stream->Close(status);
-  }
-
-  static absl::Status Submit(const Work& work) {
-    RETURN_IF_ERROR(CheckWanted(work));
-    ASSIGN_OR_RETURN(Request request, ValidateGenerate(work.proto, *work.model));
-    absl::StatusOr<std::vector<std::int32_t>> prompt =
-        PreparePrompt(work.proto, *work.model, absl::Now());
-    if (!prompt.ok()) return BlameField(std::move(prompt).status(), PromptField(work.proto));
-    request.prompt = *std::move(prompt);
-    RETURN_IF_ERROR(CheckWanted(work));
-    request.deadline = work.deadline;
-    return BlameField(work.model->Submit(std::move(request), work.stream), PromptField(work.proto));
-  }
-
-  static absl::Status CheckWanted(const Work& work) {
-    if (work.deadline <= absl::Now()) {
-      return WithReason(
-          absl::DeadlineExceededError("the deadline passed before the prompt was prepared"),
-          "DEADLINE");
-    }
-    if (work.stream->cancelled())
-      return WithReason(absl::CancelledError("the client cancelled the call"), "CANCELLED");
+    RETURN_IF_ERROR(ParseRequest(bytes, &job_->proto));
+    job_->deadline = call_.deadline();
+    RETURN_IF_ERROR(SubmitGeneration(state_, pool_, job_, call_.waker()));
+    given_to_pool_ = true;
     return absl::OkStatus();
   }
 
@@ -132,7 +61,7 @@ class GenerateHandler final : public CallHandler {
       std::optional<absl::Status> end;
       const std::optional<StreamEvent> event = NextEvent(&end);
       if (event.has_value()) {
-        for (v1::GenerateResponse& response : ToResponses(*event, request_id_)) {
+        for (v1::GenerateResponse& response : ToResponses(*event, job_->proto.request_id())) {
           responses_.push_back(std::move(response));
         }
       } else {
@@ -145,11 +74,11 @@ class GenerateHandler final : public CallHandler {
   // Chunks of one output that have queued up while a write was in flight become one.
   std::optional<StreamEvent> NextEvent(std::optional<absl::Status>* end) {
     std::optional<StreamEvent> event = std::exchange(next_event_, std::nullopt);
-    if (!event.has_value()) event = stream_->Pop(end);
+    if (!event.has_value()) event = job_->stream->Pop(end);
     auto* chunk = event.has_value() ? std::get_if<ChunkEvent>(&*event) : nullptr;
     for (std::size_t bytes = 0; chunk != nullptr && bytes < kMaxMergedBytes;) {
       std::optional<absl::Status> ignored;  // an end is told again by the next Pop
-      next_event_ = stream_->Pop(&ignored);
+      next_event_ = job_->stream->Pop(&ignored);
       auto* next = next_event_.has_value() ? std::get_if<ChunkEvent>(&*next_event_) : nullptr;
       if (next == nullptr || next->output_index != chunk->output_index) break;
       bytes += EventBytes(*next_event_);
@@ -165,10 +94,8 @@ class GenerateHandler final : public CallHandler {
   Call& call_;
   const ServingState* state_;
   PreparePool* pool_;
-  std::shared_ptr<Work> work_ = std::make_shared<Work>();
-  std::shared_ptr<TokenStream> stream_;
-  std::string request_id_;
-  bool given_to_job_ = false;
+  std::shared_ptr<GenerationJob> job_ = std::make_shared<GenerationJob>();
+  bool given_to_pool_ = false;
   std::optional<StreamEvent> next_event_;       // taken, but not merged
   std::deque<v1::GenerateResponse> responses_;  // of one event
 };

@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -15,6 +16,7 @@
 #include "absl/strings/string_view.h"
 #include "runtime/base/status.h"
 #include "server/errors.h"
+#include "server/page/page_files.h"
 
 namespace nibble {
 namespace {
@@ -24,16 +26,10 @@ constexpr unsigned kMaxConnectionsOfOneAddress = 64;
 constexpr std::size_t kConnectionBytes = 16 << 10;  // request line and headers
 constexpr unsigned kIdleSeconds = 10;
 constexpr int kBacklog = 128;
+constexpr absl::Duration kLastPieces = absl::Seconds(1);
 
-struct Answer {
-  unsigned status = MHD_HTTP_OK;
-  const char* content_type = "text/plain; charset=utf-8";
-  std::string body;
-};
-
-Answer AnswerFor(const HttpPages& pages, absl::string_view method, absl::string_view path) {
-  if (method != "GET" && method != "HEAD")
-    return {.status = MHD_HTTP_METHOD_NOT_ALLOWED, .body = "use GET\n"};
+// GET and HEAD.
+HttpAnswer AnswerFor(const HttpPages& pages, absl::string_view path) {
   if (path == "/metrics") {
     return {.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = pages.metrics()};
   }
@@ -42,23 +38,100 @@ Answer AnswerFor(const HttpPages& pages, absl::string_view method, absl::string_
     return {.status = good ? unsigned{MHD_HTTP_OK} : unsigned{MHD_HTTP_SERVICE_UNAVAILABLE},
             .body = good ? "ok\n" : "not ok\n"};
   }
-  if (path == "/") return {.content_type = "text/html; charset=utf-8", .body = pages.home()};
-  return {.status = MHD_HTTP_NOT_FOUND, .body = "there are /metrics, /livez, /readyz and /\n"};
+  if (path == "/status") return {.content_type = "application/json", .body = pages.status()};
+  for (const PageFile& file : PageFiles()) {
+    if (path == file.path)
+      return {.content_type = file.content_type, .body = std::string(file.content)};
+  }
+  return {.status = MHD_HTTP_NOT_FOUND,
+          .body = "there are /, /status, /metrics, /livez and /readyz\n"};
 }
 
-// Answers at the first call, when the headers are there: a body is never read.
-MHD_Result OnRequest(void* self, MHD_Connection* connection, const char* path, const char* method,
-                     const char*, const char*, std::size_t*, void**) {
-  const Answer answer = AnswerFor(static_cast<HttpServer*>(self)->pages(), method, path);
-  MHD_Response* response = MHD_create_response_from_buffer(
-      answer.body.size(), const_cast<char*>(answer.body.data()), MHD_RESPMEM_MUST_COPY);
-  if (response == nullptr) return MHD_NO;
-  MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, answer.content_type);
-  if (answer.status == MHD_HTTP_METHOD_NOT_ALLOWED)
-    MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, "GET, HEAD");
-  const MHD_Result queued = MHD_queue_response(connection, answer.status, response);
-  MHD_destroy_response(response);
-  return queued;
+HttpHead HeadOf(MHD_Connection* connection) {
+  const auto header = [connection](const char* name) -> std::string {
+    const char* value = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, name);
+    return value == nullptr ? "" : value;
+  };
+  return {.host = header(MHD_HTTP_HEADER_HOST),
+          .origin = header(MHD_HTTP_HEADER_ORIGIN),
+          .fetch_site = header("Sec-Fetch-Site"),
+          .content_type = header(MHD_HTTP_HEADER_CONTENT_TYPE),
+          .prompt_header = header("X-Nibble-Prompt")};
+}
+
+// Why a POST may not send its body; nothing when it may.
+std::optional<HttpAnswer> RefusePost(const HttpPages& pages, MHD_Connection* connection) {
+  if (!pages.answer_prompt) {
+    return HttpAnswer{.status = MHD_HTTP_NOT_FOUND,
+                      .body = "prompts over HTTP are off: start the server with --http-prompt\n"};
+  }
+  if (std::optional<HttpAnswer> refusal = pages.check_prompt(HeadOf(connection))) return refusal;
+  const char* length =
+      MHD_lookup_connection_value(connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_LENGTH);
+  std::uint64_t bytes = 0;
+  if (length != nullptr && (!absl::SimpleAtoi(length, &bytes) || bytes > kMaxHttpBodyBytes)) {
+    return HttpAnswer{.status = MHD_HTTP_CONTENT_TOO_LARGE,
+                      .body = absl::StrCat("a request may have ", kMaxHttpBodyBytes,
+                                           " bytes; send longer prompts over gRPC\n")};
+  }
+  return std::nullopt;
+}
+
+// Called with the headers, with each part of the body, and when all is there or the connection was
+// woken.
+MHD_Result ContinuePost(HttpServer& server, MHD_Connection* connection,
+                        const std::shared_ptr<HttpExchange>& exchange, const char* data,
+                        std::size_t* size) {
+  if (*size > 0) {
+    if (exchange->body.size() + *size > kMaxHttpBodyBytes) return MHD_NO;  // of unannounced length
+    exchange->body.append(data, *size);
+    *size = 0;
+    return MHD_YES;
+  }
+  if (!exchange->answering()) {
+    if (!server.exchanges().Add(exchange)) {
+      const HttpAnswer busy{.status = MHD_HTTP_TOO_MANY_REQUESTS,
+                            .body = absl::StrCat(HttpExchanges::kMax,
+                                                 " prompts are being answered over HTTP, which "
+                                                 "is the most; try again, or use gRPC\n"),
+                            .retry_after_seconds = 1};
+      return SendAnswer(connection, busy) ? MHD_YES : MHD_NO;
+    }
+    exchange->Answer(server.pages().answer_prompt(exchange->body, exchange));
+  }
+  return exchange->Proceed() ? MHD_YES : MHD_NO;
+}
+
+// Only POST /prompt has a body that is read; all else is answered when the headers are there.
+MHD_Result OnRequest(void* self, MHD_Connection* connection, const char* url, const char* verb,
+                     const char*, const char* data, std::size_t* size, void** state) {
+  HttpServer& server = *static_cast<HttpServer*>(self);
+  if (*state != nullptr) {
+    return ContinuePost(server, connection, *static_cast<std::shared_ptr<HttpExchange>*>(*state),
+                        data, size);
+  }
+  const absl::string_view method = verb, path = url;
+  if (method == "POST" && path == "/prompt") {
+    if (const std::optional<HttpAnswer> refusal = RefusePost(server.pages(), connection))
+      return SendAnswer(connection, *refusal) ? MHD_YES : MHD_NO;
+    *state = new std::shared_ptr<HttpExchange>(std::make_shared<HttpExchange>(connection));
+    return MHD_YES;
+  }
+  const HttpAnswer answer =
+      method == "GET" || method == "HEAD"
+          ? AnswerFor(server.pages(), path)
+          : HttpAnswer{.status = MHD_HTTP_METHOD_NOT_ALLOWED, .body = "use GET\n"};
+  return SendAnswer(connection, answer) ? MHD_YES : MHD_NO;
+}
+
+// However a request ended.
+void OnCompleted(void* self, MHD_Connection*, void** state, MHD_RequestTerminationCode) {
+  if (*state == nullptr) return;
+  const std::unique_ptr<std::shared_ptr<HttpExchange>> exchange(
+      static_cast<std::shared_ptr<HttpExchange>*>(*state));
+  *state = nullptr;
+  (*exchange)->Detach();
+  static_cast<HttpServer*>(self)->exchanges().Remove(*exchange);
 }
 
 struct HostPort {
@@ -143,11 +216,11 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string&
       absl::StrCat(listen.substr(0, listen.rfind(':')), ":", BoundPort(*descriptor));
   std::unique_ptr<HttpServer> server(new HttpServer(address, std::move(pages)));
   server->daemon_ = MHD_start_daemon(
-      MHD_USE_EPOLL_INTERNAL_THREAD, 0, nullptr, nullptr, &OnRequest, server.get(),
-      MHD_OPTION_LISTEN_SOCKET, *descriptor, MHD_OPTION_CONNECTION_LIMIT, kMaxConnections,
-      MHD_OPTION_PER_IP_CONNECTION_LIMIT, kMaxConnectionsOfOneAddress,
+      MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME, 0, nullptr, nullptr, &OnRequest,
+      server.get(), MHD_OPTION_LISTEN_SOCKET, *descriptor, MHD_OPTION_CONNECTION_LIMIT,
+      kMaxConnections, MHD_OPTION_PER_IP_CONNECTION_LIMIT, kMaxConnectionsOfOneAddress,
       MHD_OPTION_CONNECTION_MEMORY_LIMIT, kConnectionBytes, MHD_OPTION_CONNECTION_TIMEOUT,
-      kIdleSeconds, MHD_OPTION_END);
+      kIdleSeconds, MHD_OPTION_NOTIFY_COMPLETED, &OnCompleted, server.get(), MHD_OPTION_END);
   if (server->daemon_ == nullptr) {
     close(*descriptor);
     return absl::UnavailableError(absl::StrCat("cannot start the HTTP server on ", listen));
@@ -156,7 +229,9 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string&
 }
 
 HttpServer::~HttpServer() {
-  if (daemon_ != nullptr) MHD_stop_daemon(daemon_);  // closes the socket
+  if (daemon_ == nullptr) return;
+  exchanges_.End(kLastPieces);
+  MHD_stop_daemon(daemon_);  // closes the socket
 }
 
 }  // namespace nibble

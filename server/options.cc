@@ -10,6 +10,7 @@
 #include "absl/strings/str_split.h"
 #include "runtime/base/status.h"
 #include "server/errors.h"
+#include "server/http_prompt.h"
 #include "server/option_sources.h"
 #include "server/wire.h"
 
@@ -69,7 +70,14 @@ const std::vector<Flag>& Flags() {
       {"listen", "HOST:PORT", "[::]:50051",
        "where gRPC is served; unix:/path works, port 0 picks one", To(&O::listen, Text())},
       {"http", "HOST:PORT", "[::]:8080",
-       "where /metrics, /livez and /readyz are served; off: nowhere", To(&O::http, Text())},
+       "where /metrics, /livez, /readyz and the page are served; off: nowhere",
+       To(&O::http, Text())},
+      {"http-prompt", "", "false",
+       "take prompts from the page too, in plain text and from whoever reaches --http",
+       To(&O::http_prompt, ParseBool)},
+      {"http-prompt-hosts", "NAMES", "",
+       "host names, besides IP addresses and localhost, under which the page takes prompts",
+       To(&O::http_prompt_hosts, ParseHostNames)},
       {"admin-listen", "HOST:PORT", "", "where AdminService is served; unset: nowhere",
        To(&O::admin_listen, Text())},
       {"model-root", "DIR", "", "the directory below which AdminService may load",
@@ -173,6 +181,15 @@ absl::Status CheckTogether(const ServeOptions& options) {
   if (!options.tls_client_ca.empty() && options.tls_cert.empty()) {
     return absl::InvalidArgumentError("--tls-client-ca needs --tls-cert and --tls-key");
   }
+  if (options.http_prompt && !options.tls_client_ca.empty()) {
+    return absl::InvalidArgumentError(
+        "--http-prompt and --tls-client-ca exclude each other: the HTTP port asks for no "
+        "certificate, so that anybody could send prompts; drop one of them");
+  }
+  if (options.http_prompt && (options.http.empty() || options.http == "off"))
+    return absl::InvalidArgumentError("--http-prompt needs --http HOST:PORT, which is off");
+  if (!options.http_prompt_hosts.empty() && !options.http_prompt)
+    return absl::InvalidArgumentError("--http-prompt-hosts does nothing without --http-prompt");
   if (options.models.empty() && options.admin_listen.empty()) {
     return absl::InvalidArgumentError(
         "no MODEL: name a checkpoint to serve, or set --admin-listen to load one later");
@@ -270,6 +287,11 @@ absl::StatusOr<ServeOptions> ParseServeOptions(const std::vector<std::string>& a
   }
   options.config_text = PrintConfig(raw);
   if (!options.print_config) RETURN_IF_ERROR(CheckTogether(options));
+  if (options.http_prompt && !options.tls_cert.empty()) {
+    options.warnings.emplace_back(
+        "--http-prompt takes prompts in plain text, though gRPC speaks TLS: keep the HTTP port "
+        "where nobody listens in");
+  }
   return options;
 }
 

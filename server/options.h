@@ -27,6 +27,8 @@ absl::StatusOr<ModelOption> ParseModelOption(absl::string_view text);
 struct ServeOptions {
   std::vector<ModelOption> models;
   std::string listen, http, admin_listen, model_root;
+  bool http_prompt = false;                    // POST /prompt
+  std::vector<std::string> http_prompt_hosts;  // names under which browsers may send it
   std::string device;
   int threads = 0;  // 0: the cgroup's quota
   std::optional<MemorySize> memory, kv_memory;

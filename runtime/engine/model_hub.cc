@@ -67,9 +67,10 @@ struct ModelHub::Impl {
     std::shared_ptr<const ServedModel> model;
     std::string error;
     bool loading = false;
+    std::optional<LoadStage> progress = std::nullopt;  // while `loading`
     std::shared_ptr<ModelMetrics> metrics;
 
-    ModelStatus Status() const { return {name, state, model, error}; }
+    ModelStatus Status() const { return {name, state, model, error, progress}; }
   };
 
   Impl(Options hub_options, Metrics* hub_metrics)
@@ -225,6 +226,10 @@ absl::StatusOr<LoadedModel> ModelHub::Impl::Build(const LoadSpec& spec,
                                                   std::shared_ptr<ModelMetrics> series,
                                                   const HubProgress& progress) {
   const HubProgress report = [&](const std::string& stage, std::int64_t done, std::int64_t total) {
+    {
+      std::lock_guard lock(mutex);
+      FindEntry(spec.name)->progress = LoadStage{stage, done, total};
+    }
     return !cancel_loads.load() && (!progress || progress(stage, done, total));
   };
   const auto cancelled = [] { return absl::CancelledError("the load was cancelled"); };
@@ -260,6 +265,7 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> ModelHub::Impl::End(
     std::lock_guard lock(mutex);
     Entry& entry = *FindEntry(spec.name);
     entry.loading = false;
+    entry.progress.reset();
     if (built.ok() && draining) result = ShuttingDown();
     if (built.ok() && !draining) {
       old = std::move(entry.loaded);

@@ -40,11 +40,17 @@ struct LoadSpec {
 using HubProgress =
     std::function<bool(const std::string& stage, std::int64_t done, std::int64_t total)>;
 
+struct LoadStage {
+  std::string stage;
+  std::int64_t done = 0, total = 0;
+};
+
 struct ModelStatus {
   std::string name;
   ModelState state = ModelState::kLoading;
-  std::shared_ptr<const ServedModel> model;  // null while loading the first time
-  std::string error;                         // kFailed
+  std::shared_ptr<const ServedModel> model;          // null while loading the first time
+  std::string error;                                 // kFailed
+  std::optional<LoadStage> progress = std::nullopt;  // of a load under way
 };
 
 // Thread-safe. Destruction drains nothing: call Drain first.

@@ -88,7 +88,7 @@ TEST_F(LifeTest, HealthFollowsTheModels) {
     EXPECT_EQ(Health(service), HealthCheckResponse::SERVING) << service;
   }
   EXPECT_THAT(Get(daemon_->http_address(), "/readyz"), StartsWith("HTTP/1.1 200"));
-  EXPECT_THAT(Get(daemon_->http_address(), "/"), HasSubstr("tiny"));
+  EXPECT_THAT(Get(daemon_->http_address(), "/status"), HasSubstr("\"tiny\""));
 }
 
 TEST_F(LifeTest, WatchTellsEachChange) {

@@ -20,7 +20,9 @@ class HttpTest : public ::testing::Test {
         HttpServer::Start("127.0.0.1:0", {.metrics = [] { return std::string("nibble_up 1\n"); },
                                           .live = [] { return true; },
                                           .ready = [this] { return ready_.load(); },
-                                          .home = [] { return std::string("<h1>Nibble</h1>"); }});
+                                          .status = [] { return std::string("{\"models\": []}"); },
+                                          .check_prompt = nullptr,
+                                          .answer_prompt = nullptr});
     EXPECT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }
@@ -39,12 +41,19 @@ TEST_F(HttpTest, AnswersItsPathsAndNoOther) {
   EXPECT_THAT(Fetch("/readyz"), StartsWith("HTTP/1.1 503"));
   ready_ = true;
   EXPECT_THAT(Fetch("/readyz"), StartsWith("HTTP/1.1 200"));
-  EXPECT_THAT(Fetch("/"), HasSubstr("<h1>Nibble</h1>"));
+  EXPECT_THAT(Fetch("/"), HasSubstr("<title>Nibble</title>"));
+  EXPECT_THAT(Fetch("/"),
+              HasSubstr("Content-Security-Policy: default-src 'none'; script-src 'self'"));
+  EXPECT_THAT(Fetch("/page/page.js"), HasSubstr("Content-Type: text/javascript"));
+  EXPECT_THAT(Fetch("/status"), HasSubstr("{\"models\": []}"));
   EXPECT_THAT(Fetch("/metrics/../etc/passwd"), StartsWith("HTTP/1.1 404"));
   EXPECT_THAT(Fetch("/healthz"), StartsWith("HTTP/1.1 404"));
   EXPECT_THAT(Fetch("/livez", "HEAD"), StartsWith("HTTP/1.1 200"));
   EXPECT_THAT(Fetch("/metrics", "DELETE"), StartsWith("HTTP/1.1 405"));
   EXPECT_THAT(Fetch("/metrics", "BREW"), StartsWith("HTTP/1.1 405"));
+  EXPECT_THAT(Fetch("/prompt", "POST"), StartsWith("HTTP/1.1 404"));
+  EXPECT_THAT(Fetch("/prompt", "POST"), HasSubstr("--http-prompt"));
+  EXPECT_THAT(Fetch("/prompt"), StartsWith("HTTP/1.1 404"));
 }
 
 TEST_F(HttpTest, BodiesAreNotReadAndHeadersAreBounded) {

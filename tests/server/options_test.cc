@@ -57,6 +57,22 @@ TEST(ServeOptionsTest, PrintedConfigurationIsAConfiguration) {
   EXPECT_TRUE(std::holds_alternative<Percent>(*again->memory));
 }
 
+TEST(ServeOptionsTest, PromptsOverHttpExcludeClientCertificates) {
+  EXPECT_EQ(ErrorOf({"--http-prompt", "--http-prompt-hosts=gpu-1,gpu-2.corp", "/m"}), "OK");
+  EXPECT_EQ(ErrorOf({"/m"}, {"NIBBLE_HTTP_PROMPT=true"}), "OK");
+  const std::string both =
+      ErrorOf({"--http-prompt", "--tls-cert=c", "--tls-key=k", "--tls-client-ca=a", "/m"});
+  EXPECT_THAT(both, HasSubstr("--http-prompt"));
+  EXPECT_THAT(both, HasSubstr("--tls-client-ca"));
+  EXPECT_THAT(ErrorOf({"--http-prompt", "--http=off", "/m"}), HasSubstr("needs --http"));
+  EXPECT_THAT(ErrorOf({"--http-prompt-hosts=a", "/m"}), HasSubstr("without --http-prompt"));
+  EXPECT_THAT(ErrorOf({"--http-prompt", "--http-prompt-hosts=a:80", "/m"}), HasSubstr("a:80"));
+  const auto over_tls =
+      ParseServeOptions({"--http-prompt", "--tls-cert=c", "--tls-key=k", "/m"}, {});
+  ASSERT_TRUE(over_tls.ok()) << over_tls.status();
+  EXPECT_THAT(over_tls->warnings, ElementsAre(HasSubstr("plain text")));
+}
+
 TEST(ServeOptionsTest, UnknownNamesSuggestTheNearest) {
   EXPECT_THAT(ErrorOf({"--kv-memry", "1G", "/m"}), HasSubstr("did you mean --kv-memory?"));
   EXPECT_THAT(ErrorOf({"-x", "/m"}), HasSubstr("there is no flag \"-x\""));
