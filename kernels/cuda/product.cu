@@ -142,18 +142,25 @@ cudaError_t TiledProduct(const ProductArgs& args, const TilePlan& plan,
 namespace {
 
 // Where the stream is faster than tiles, measured on an H200 (tests/bench/results/cuda_h200.md).
-// Its second 8 tokens cost it dear unless codes are cheap to expand and the columns few.
+// Its second 8 tokens cost it dear where the columns are many, or operands dear and the rows many.
 bool PrefersStream(const ProductArgs& args, bool tiles_swap) {
   const PackedShape& shape = args.w.shape;
   if (args.m > kStreamTokens || !SupportsStream(shape)) return false;
   if (args.m <= 8 || !tiles_swap) return true;
-  return shape.kind == CodeKind::kInteger && shape.bits <= 4 && shape.k < 2 * shape.n;
+  if (shape.k >= 2 * shape.n) return false;
+  if (shape.kind == CodeKind::kCodebook) return shape.n <= 8192;
+  return shape.bits != 8 || shape.group != kUnitColumns;
 }
 
-// Where cuBLAS makes up for expanding the weights first.
+// Where cuBLAS makes up for expanding the weights first: sooner where groups are finer than a unit
+// or codes lie in several planes, which costs tiles a third.
 bool PrefersDense(const ProductArgs& args, const ProductScratch& scratch) {
-  return args.m >= 2048 && args.output != Output::kGlu && scratch.cublas != nullptr &&
-         scratch.weights != nullptr && scratch.raw != nullptr;
+  if (scratch.cublas == nullptr || scratch.weights == nullptr || scratch.raw == nullptr)
+    return false;
+  const PackedShape& shape = args.w.shape;
+  const bool plain = shape.kind == CodeKind::kInteger && shape.group == kUnitColumns &&
+                     (shape.bits == 4 || shape.bits == 8);
+  return plain ? args.m >= 2048 && args.output != Output::kGlu : args.m >= 1024;
 }
 
 }  // namespace
