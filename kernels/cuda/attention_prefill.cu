@@ -1,10 +1,11 @@
 // Prefill attention: a chunk of each sequence's query rows over the paged cache, its own keys
-// included.
+// included. This kernel runs everywhere; attention_wgmma.cu is faster where it runs.
 //
 // A block is (tile of 64 rows, head, sequence); its four warps take 16 rows each and walk the
 // visible pages together, the next page on its way while one is used. Also decodes sequences of
 // several query rows.
-#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/attention_bytes.cuh"
+#include "kernels/cuda/attention_prefill.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -13,17 +14,14 @@ constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kTileRows = 16 * kWarps;
 
-template <int kDim>
-constexpr int PageBytes() {
-  return kPageTokens * kDim * 2;
-}  // keys, or values
-template <int kDim>
+template <typename Tiles>
 constexpr int SharedBytes() {
-  return 4 * PageBytes<kDim>();
+  return 2 * Tiles::TileBytes(kPageTokens);
 }  // two stages
 
-template <typename T, int kDim>
+template <typename T, typename Tiles>
 __global__ void __launch_bounds__(kThreads) PrefillKernel(AttentionArgs a) {
+  constexpr int kDim = Tiles::kDim, kStageBytes = Tiles::TileBytes(kPageTokens);
   extern __shared__ __align__(128) char shared[];
   ptx::LaunchDependents();
   ptx::WaitForPrerequisites();
@@ -40,37 +38,26 @@ __global__ void __launch_bounds__(kThreads) PrefillKernel(AttentionArgs a) {
   const int first_page = first_visible / kPageTokens, page_end = last_position / kPageTokens + 1;
 
   const std::uint32_t base = ptx::SharedAddress(shared);
-  const T* cache = static_cast<const T*>(a.layer_cache);
   const std::int32_t* pages = a.pages + sequence * a.ld_pages;
-  constexpr int kChunks = kDim / 8;
-  const auto fetch = [&](int page_index) {
-    if (page_index < page_end) {
-      const T* page = cache + pages[page_index] * a.kv.PageStride() + kv_head * a.kv.HeadStride();
-      const std::uint32_t stage = base + (page_index - first_page) % 2 * 2 * PageBytes<kDim>();
-#pragma unroll
-      for (int i = 0; i < kPageTokens * kChunks / kThreads; ++i) {
-        const int key = (i * kThreads + threadIdx.x) / kChunks,
-                  chunk = (i * kThreads + threadIdx.x) % kChunks;
-        const T* from = page + key * a.head_dim + chunk * 8;
-        const bool inside = chunk * 8 < a.head_dim && page_index * kPageTokens + key < context;
-        ptx::CopyAsync16(SwizzledChunk<kDim>(stage, key, chunk), inside ? from : cache,
-                         inside ? 16 : 0);
-        ptx::CopyAsync16(SwizzledChunk<kDim>(stage + PageBytes<kDim>(), key, chunk),
-                         inside ? from + a.kv.ValueOffset() : cache, inside ? 16 : 0);
-      }
+  const auto fetch = [&](int page) {
+    if (page < page_end) {
+      Tiles::template Fetch<kPageTokens, kThreads>(
+          base + (page - first_page) % 2 * kStageBytes,
+          FindPage(a, pages[page], kv_head, Tiles::kElementBytes), 0, context - page * kPageTokens,
+          a.head_dim, threadIdx.x);
     }
     ptx::CopyAsyncCommit();
   };
   fetch(first_page);
 
-  std::uint32_t q[kDim / 16][4];
+  typename Tiles::Queries q;
   const int warp_row = tile * kTileRows + warp * 16;
-  LoadQueries<T, kDim>(q, a.head_dim, lane, [&](int row) -> const T* {
+  Tiles::LoadQueries(q, a.head_dim, lane, [&](int row) -> const T* {
     if (warp_row + row >= rows) return nullptr;
     return static_cast<const T*>(a.q) + (row_begin + warp_row + row) * a.ld_q +
            static_cast<std::int64_t>(head) * a.head_dim;
   });
-  AttentionState<T, kDim> state;
+  AttentionState<Tiles> state;
   state.Clear();
   const int warp_position = position0 + warp * 16;
   const AttentionMask mask{warp_position + g, warp_position + g + 8, a.window};
@@ -79,7 +66,7 @@ __global__ void __launch_bounds__(kThreads) PrefillKernel(AttentionArgs a) {
     fetch(page + 1);
     ptx::CopyAsyncWait<1>();
     __syncthreads();
-    const std::uint32_t stage = base + (page - first_page) % 2 * 2 * PageBytes<kDim>();
+    const std::uint32_t stage = base + (page - first_page) % 2 * kStageBytes;
     const int key0 = page * kPageTokens;
     const bool masked = key0 + kPageTokens - 1 > warp_position ||
                         (a.window > 0 && warp_position + 15 - key0 >= a.window);
@@ -87,8 +74,8 @@ __global__ void __launch_bounds__(kThreads) PrefillKernel(AttentionArgs a) {
       constexpr int kStepKeys = kDim <= 128 ? 64 : 32;  // registers of the scores
 #pragma unroll
       for (int row = 0; row < kPageTokens; row += kStepKeys) {
-        state.template Step<kStepKeys>(q, stage, stage + PageBytes<kDim>(), row, key0 + row, masked,
-                                       mask, scale, lane);
+        state.template Step<kStepKeys, kPageTokens>(q, stage, row, key0 + row, masked, mask, scale,
+                                                    lane);
       }
     }
     __syncthreads();
@@ -110,36 +97,37 @@ __global__ void __launch_bounds__(kThreads) PrefillKernel(AttentionArgs a) {
              (static_cast<std::int64_t>(row_begin + row) * a.heads + head) * a.head_dim;
 #pragma unroll
     for (int i = 0; i < kDim / 8; ++i) {
-      const int column = 8 * i + 2 * t;
-      if (column < a.head_dim) {
-        *reinterpret_cast<std::uint32_t*>(out + column) =
-            PackPair<T>(state.out[i][2 * r] * inverse, state.out[i][2 * r + 1] * inverse);
+      const int column = Tiles::Column(i, t);
+      const float v[2] = {state.out[i][2 * r] * inverse, state.out[i][2 * r + 1] * inverse};
+      if constexpr (Tiles::kColumnStep == 1) {
+        if (column < a.head_dim)
+          *reinterpret_cast<std::uint32_t*>(out + column) = PackPair<T>(v[0], v[1]);
+      } else {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const int at = column + c * Tiles::kColumnStep;
+          if (at < a.head_dim) out[at] = FromFloat<T>(v[c]);
+        }
       }
     }
   }
 }
 
-template <typename T, int kDim>
+template <typename T, typename Tiles>
 cudaError_t LaunchPrefill(const AttentionArgs& args, LaunchOptions options) {
   const dim3 grid((args.max_queries + kTileRows - 1) / kTileRows, args.heads, args.sequences);
-  return Launch(PrefillKernel<T, kDim>, grid, kThreads, SharedBytes<kDim>(), options, args);
+  return Launch(PrefillKernel<T, Tiles>, grid, kThreads, SharedBytes<Tiles>(), options, args);
 }
 
 }  // namespace
 
 cudaError_t PrefillAttention(const AttentionArgs& args, LaunchOptions options) {
   if (args.sequences == 0 || args.max_queries == 0) return cudaSuccess;
-  if (args.query_offsets == nullptr || args.kv.page_tokens != kPageTokens ||
-      args.head_dim % 8 != 0 || args.head_dim > 256 || args.heads % args.kv_heads != 0 ||
-      args.ld_q % 8 != 0 || args.kv.dtype != args.dtype || args.kv.head_dim != args.head_dim) {
-    return cudaErrorInvalidValue;
-  }
+  if (args.query_offsets == nullptr || !ValidAttention(args)) return cudaErrorInvalidValue;
+  if (!args.portable && SupportsWgmmaPrefill(args)) return WgmmaPrefill(args, options);
   return ByDType(args.dtype, [&]<typename T>() {
-    switch (PaddedHeadDim(args.head_dim)) {
-      case 64: return LaunchPrefill<T, 64>(args, options);
-      case 128: return LaunchPrefill<T, 128>(args, options);
-      default: return LaunchPrefill<T, 256>(args, options);
-    }
+    return ByTiles<T>(args.dtype, args.kv.dtype, args.head_dim,
+                      [&]<typename Tiles>() { return LaunchPrefill<T, Tiles>(args, options); });
   });
 }
 

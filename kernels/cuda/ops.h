@@ -99,8 +99,8 @@ struct ProductScratch {
   cublasContext* cublas = nullptr;
   void* weights = nullptr;  // 2 * n * k bytes: the weights expanded, or partial sums
   void* raw = nullptr;      // 2 * m * n bytes: the product before its epilogue
-  // kProductFlags words, zero before the first product and after each: with them the SMs share tiles
-  // that do not go round evenly. Products that may run at once need their own.
+  // kProductFlags words, zero before the first product and after each: with them the SMs share
+  // tiles that do not go round evenly. Products that may run at once need their own.
   std::uint32_t* flags = nullptr;
 };
 inline constexpr int kProductFlags = 256;
@@ -202,6 +202,7 @@ cudaError_t AddBias(DType dtype, void* out, const float* bias, int tokens, int d
 // q and k heads of qkv T[tokens, ld_qkv] as [q | k | v]: optional RMS norm of each head, rotary
 // embedding of its first rope_dim entries (pairs j, j + rope_dim / 2); q is written back, k and v
 // to the cache at slots[token] (page * page_tokens + offset; negative: nowhere). head_dim <= 256.
+// A cache of 8 bits gets each head scaled so that its largest magnitude is the type's.
 struct RopeAppendArgs {
   DType dtype = DType::kF16;
   void* qkv = nullptr;
@@ -216,7 +217,7 @@ struct RopeAppendArgs {
   const std::int32_t* positions = nullptr;  // [tokens]
   const std::int32_t* slots = nullptr;      // [tokens]
   KvLayout kv;
-  void* layer_cache = nullptr;  // T, the pool + layer * LayerStride()
+  void* layer_cache = nullptr;  // T, kF8E4M3 or kI8 as `kv` says, the pool + layer * LayerStride()
 };
 cudaError_t RopeAppend(const RopeAppendArgs& args, LaunchOptions options);
 
@@ -242,10 +243,19 @@ struct AttentionArgs {
   int window = 0;
   float softcap = 0.0f;
   const float* sinks = nullptr;  // f32[heads] or null
-  // Decode: keys of one block are split_tokens (a multiple of 64); more than one block a sequence
-  // needs a workspace of DecodeWorkspaceBytes.
-  int split_tokens = 0;  // 0: chosen
-  void* workspace = nullptr;
+  // Decode: about split_tokens keys (a multiple of 64) of the longest sequence a block. Blocks of a
+  // sequence, at most 16, share its pages evenly whatever max_context says, and merge within the
+  // kernel.
+  int split_tokens = 0;       // 0: chosen
+  void* workspace = nullptr;  // of DecodeWorkspaceBytes; none is needed now
+  // Decode, launched dependent: all that this reads except q and the newest key and value of each
+  // sequence was complete before the stream's last launch that was not dependent. Then the cache is
+  // on its way before the previous kernel has ended.
+  bool early = false;
+  // Prefill: i32[2], zero before and after; tiles are dealt from it to a block an SM, which saves
+  // each tile its start. Null: a block a tile. Launches that may overlap need their own.
+  std::int32_t* counter = nullptr;
+  bool portable = false;  // prefill: the kernel for every device, for tests and benches
 };
 std::int64_t DecodeWorkspaceBytes(const AttentionArgs& args);
 cudaError_t DecodeAttention(const AttentionArgs& args, LaunchOptions options);

@@ -63,13 +63,43 @@ __device__ int BlockMaxOf(int v, int* scratch) {
   return v;
 }
 
+// body(logit, id) for a thread's part of a row, ids rising. 16 bytes at a time where every row of
+// the launch allows it, so that the order never depends on the row.
+template <typename Body>
+__device__ __forceinline__ void ForEachLogit(const float* logits, int vocab, bool vector,
+                                             const Body& body) {
+  int rest = threadIdx.x;
+  if (vector) {
+    const auto* fours = reinterpret_cast<const float4*>(logits);
+#pragma unroll 4
+    for (int i = threadIdx.x; i < vocab / 4; i += kThreads) {
+      const float4 v = fours[i];
+      body(v.x, 4 * i), body(v.y, 4 * i + 1), body(v.z, 4 * i + 2), body(v.w, 4 * i + 3);
+    }
+    rest += vocab / 4 * 4;
+  }
+#pragma unroll 8
+  for (int i = rest; i < vocab; i += kThreads) body(logits[i], i);
+}
+
+// A 64-bit sum in two 32-bit words, which shared memory adds without a loop.
+__device__ __forceinline__ void AddTo(unsigned long long* sum, unsigned long long v) {
+  auto* words = reinterpret_cast<unsigned*>(sum);  // low, high
+  const auto low = static_cast<unsigned>(v);
+  unsigned high = static_cast<unsigned>(v >> 32);
+  if (low != 0) high += atomicAdd(words, low) > ~low;  // the carry
+  if (high != 0) atomicAdd(words + 1, high);
+}
+
 // The candidates of a row: their distance (in ordered keys) from the best, and id.
 class Row {
  public:
-  __device__ Row(Shared& s, const float* logits, int vocab, float max, float inverse_temperature)
+  __device__ Row(Shared& s, const float* logits, int vocab, bool vector, float max,
+                 float inverse_temperature)
       : s_(s),
         logits_(logits),
         vocab_(vocab),
+        vector_(vector),
         max_(max),
         inverse_(inverse_temperature),
         max_key_(OrderedKey(max)) {}
@@ -88,16 +118,15 @@ class Row {
     if (threadIdx.x == 0) s_.count = 0;
     __syncthreads();
     unsigned long long all = 0, kept = 0;
-#pragma unroll 8
-    for (int i = threadIdx.x; i < vocab_; i += kThreads) {
-      const unsigned long long mass = Mass(logits_[i]);
+    ForEachLogit(logits_, vocab_, vector_, [&](float logit, int id) {
+      const unsigned long long mass = Mass(logit);
       all += mass;
-      if (whole || mass < kHead) continue;
+      if (whole || mass < kHead) return;
       kept += mass;
-      if (*static_cast<volatile int*>(&s_.count) > kListSize) continue;  // too many already
+      if (*static_cast<volatile int*>(&s_.count) > kListSize) return;  // too many already
       const int at = atomicAdd(&s_.count, 1);  // the order in the list does not matter
-      if (at < kListSize) s_.distance[at] = max_key_ - OrderedKey(logits_[i]), s_.id[at] = i;
-    }
+      if (at < kListSize) s_.distance[at] = max_key_ - OrderedKey(logit), s_.id[at] = id;
+    });
     all = BlockSumOf(all, s_.warp_sums);
     kept = BlockSumOf(kept, s_.warp_sums);
     listed_ = !whole && s_.count <= kListSize;
@@ -112,16 +141,8 @@ class Row {
       for (int i = threadIdx.x; i < size_; i += kThreads) body(s_.distance[i], s_.id[i]);
       return;
     }
-    for (int first = threadIdx.x; first < vocab_; first += 8 * kThreads) {
-      float v[8];  // several loads in flight
-#pragma unroll
-      for (int j = 0; j < 8; ++j)
-        v[j] = first + j * kThreads < vocab_ ? logits_[first + j * kThreads] : 0.0f;
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        if (first + j * kThreads < vocab_) body(max_key_ - OrderedKey(v[j]), first + j * kThreads);
-      }
-    }
+    ForEachLogit(logits_, vocab_, vector_,
+                 [&](float logit, int id) { body(max_key_ - OrderedKey(logit), id); });
   }
 
   // (distance, id) of the last token of the smallest prefix, among tokens with order <= bound,
@@ -143,7 +164,7 @@ class Row {
         if (Order(distance, id) > bound || (left < 32 && distance >> left != prefix >> left))
           return;
         const unsigned long long weight = by_count ? 1 : MassAt(distance);
-        if (weight > 0) atomicAdd(&s_.bins[distance >> shift & (kBins - 1)], weight);
+        if (weight > 0) AddTo(&s_.bins[distance >> shift & (kBins - 1)], weight);
       });
       FindBin(target);
       prefix |= s_.found_bin << shift;
@@ -215,36 +236,45 @@ class Row {
   Shared& s_;
   const float* logits_;
   int vocab_, size_ = 0;
+  bool vector_;
   float max_, inverse_;
   std::uint32_t max_key_;
   bool listed_ = false;
 };
 
-// Largest logit and whether any is NaN or +inf.
-__device__ float BlockMax(Shared& s, const float* logits, int vocab, bool* bad) {
+// Largest logit, the first id that has it, and whether any is NaN or +inf.
+struct Best {
+  float logit;
+  int id;
+  bool bad;
+};
+__device__ Best BlockMax(Shared& s, const float* logits, int vocab, bool vector) {
   float max = -INFINITY;
-  int wrong = 0;
-#pragma unroll 8
-  for (int i = threadIdx.x; i < vocab; i += kThreads) {
-    const float v = logits[i];
+  int id = vocab, wrong = 0;
+  ForEachLogit(logits, vocab, vector, [&](float v, int i) {
     wrong |= isnan(v) || v == INFINITY;
-    max = fmaxf(max, v);
-  }
-  for (int delta = 16; delta > 0; delta /= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, delta));
+    if (v > max) max = v, id = i;
+  });
+  const auto merge = [&] {
+    for (int delta = 16; delta > 0; delta /= 2) {
+      const float other = __shfl_xor_sync(~0u, max, delta);
+      const int other_id = __shfl_xor_sync(~0u, id, delta);
+      if (other > max || (other == max && other_id < id)) max = other, id = other_id;
+    }
+  };
+  merge();
   __syncthreads();
-  if (threadIdx.x % 32 == 0) s.floats[threadIdx.x / 32] = max;
+  if (threadIdx.x % 32 == 0) s.floats[threadIdx.x / 32] = max, s.ints[threadIdx.x / 32] = id;
   wrong = __syncthreads_or(wrong);
-  max = s.floats[threadIdx.x % 32];
-  for (int delta = 16; delta > 0; delta /= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, delta));
-  *bad = wrong || max == -INFINITY;
-  return max;
+  max = s.floats[threadIdx.x % 32], id = s.ints[threadIdx.x % 32];
+  merge();
+  return {max, id, wrong || max == -INFINITY};
 }
 
 // log(sum of e^logit), summed in fixed order.
-__device__ float LogSum(Shared& s, const float* logits, int vocab, float max) {
+__device__ float LogSum(Shared& s, const float* logits, int vocab, bool vector, float max) {
   float sum = 0.0f;
-#pragma unroll 8
-  for (int i = threadIdx.x; i < vocab; i += kThreads) sum += __expf(logits[i] - max);
+  ForEachLogit(logits, vocab, vector, [&](float v, int) { sum += __expf(v - max); });
   __syncthreads();
   return max + logf(BlockSum<kThreads>(sum, s.floats));
 }
@@ -299,8 +329,9 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(SampleArgs a) {
   SampledToken& out = a.results[blockIdx.x];
   const SamplingParams params = info.sample ? a.params[info.slot] : SamplingParams{};
   const int wanted_top = info.sample ? params.top_logprobs : info.top_logprobs;
-  bool bad;
-  float max = BlockMax(s, logits, a.vocab, &bad);
+  const bool vector = a.ld_logits % 4 == 0 && reinterpret_cast<std::uintptr_t>(a.logits) % 16 == 0;
+  Best best = BlockMax(s, logits, a.vocab, vector);
+  bool bad = best.bad;
   std::uint16_t* history = a.history == nullptr || !info.sample
                                ? nullptr
                                : a.history + std::int64_t{info.slot} * a.vocab;
@@ -330,28 +361,19 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(SampleArgs a) {
       logits[lists.banned[i]] = -INFINITY;
     __syncthreads();
     changed = penalties || ban || lists.bias_count > 0;
-    if (changed) max = BlockMax(s, logits, a.vocab, &bad);
+    if (changed) {
+      best = BlockMax(s, logits, a.vocab, vector);
+      bad = best.bad;
+    }
   }
 
   // ---- Choose ----
   int token = info.sample ? -1 : info.score_token;
   if (info.sample && !bad) {
     if (IsGreedy(params)) {
-      int best = a.vocab;
-      for (int i = threadIdx.x; i < a.vocab; i += kThreads) {
-        if (logits[i] == max) best = min(best, i);
-      }
-      for (int delta = 16; delta > 0; delta /= 2)
-        best = min(best, __shfl_xor_sync(~0u, best, delta));
-      __syncthreads();
-      if (threadIdx.x % 32 == 0) s.ints[threadIdx.x / 32] = best;
-      __syncthreads();
-      best = s.ints[threadIdx.x % 32];
-      for (int delta = 16; delta > 0; delta /= 2)
-        best = min(best, __shfl_xor_sync(~0u, best, delta));
-      token = best;
+      token = best.id;
     } else {
-      Row row(s, logits, a.vocab, max, 1.0f / params.temperature);
+      Row row(s, logits, a.vocab, vector, best.logit, 1.0f / params.temperature);
       token = Draw(row, params, a.vocab, info.output_position);
       bad |= token < 0;
     }
@@ -361,10 +383,10 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(SampleArgs a) {
   int tops = 0;
   float log_sum = 0.0f;
   if (!bad && (wanted_top >= 0 || info.score_token >= 0)) {
-    log_sum = LogSum(s, logits, a.vocab, max);
+    log_sum = LogSum(s, logits, a.vocab, vector, best.logit);
     tops = min(min(wanted_top, kMaxTopLogprobs), a.vocab);
     if (tops > 0) {
-      Row row(s, logits, a.vocab, max, 1.0f);
+      Row row(s, logits, a.vocab, vector, best.logit, 1.0f);
       unsigned long long held;
       row.Collect(&held, true);
       const unsigned long long bound = row.Cut(tops, true, ~0ull);
@@ -386,15 +408,15 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(SampleArgs a) {
                     : 0.0f;
   out.num_top = tops > 0 ? tops : 0;
   for (int i = 0; i < tops; ++i) {  // selection sort of at most 20
-    int best = i;
+    int top = i;
     for (int j = i + 1; j < tops; ++j) {
-      if (s.top_logit[j] > s.top_logit[best] ||
-          (s.top_logit[j] == s.top_logit[best] && s.top_id[j] < s.top_id[best]))
-        best = j;
+      if (s.top_logit[j] > s.top_logit[top] ||
+          (s.top_logit[j] == s.top_logit[top] && s.top_id[j] < s.top_id[top]))
+        top = j;
     }
-    const float logit = s.top_logit[best];
-    const std::int32_t id = s.top_id[best];
-    s.top_logit[best] = s.top_logit[i], s.top_id[best] = s.top_id[i];
+    const float logit = s.top_logit[top];
+    const std::int32_t id = s.top_id[top];
+    s.top_logit[top] = s.top_logit[i], s.top_id[top] = s.top_id[i];
     s.top_logit[i] = logit, s.top_id[i] = id;
     out.top_tokens[i] = id;
     out.top_logprobs[i] = logit - log_sum;

@@ -67,6 +67,15 @@ inline float Decode(std::uint16_t bits, DType dtype) {
 inline std::uint16_t Encode(float v, DType dtype) {
   return dtype == DType::kF16 ? F32ToF16(v) : F32ToBf16(v);
 }
+// One element of 8 bits, kF8E4M3 or kI8.
+inline float DecodeByte(std::uint8_t bits, DType dtype) {
+  if (dtype == DType::kI8) return static_cast<std::int8_t>(bits);
+  const int exponent = bits >> 3 & 15, fraction = bits & 7;
+  const float magnitude = exponent == 0
+                              ? std::ldexp(static_cast<float>(fraction), -9)
+                              : std::ldexp(static_cast<float>(8 + fraction), exponent - 10);
+  return bits & 0x80 ? -magnitude : magnitude;
+}
 inline std::vector<float> DecodeAll(const std::vector<std::uint16_t>& bits, DType dtype) {
   std::vector<float> values(bits.size());
   for (std::size_t i = 0; i < bits.size(); ++i) values[i] = Decode(bits[i], dtype);

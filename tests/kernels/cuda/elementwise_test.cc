@@ -1,4 +1,6 @@
 // Norms, gates, embedding, gathers and rotary append against plain loops.
+#include <cstring>
+
 #include "kernels/cuda/ops.h"
 #include "tests/kernels/cuda/check.h"
 
@@ -119,12 +121,15 @@ void TestRope(Counter& counter, DType dtype, const std::string& suffix, double l
   struct Case {
     int heads, kv_heads, head_dim, rope_dim;
     bool norm;
+    DType kv_dtype = DType::kF16;  // or of 8 bits; kF16: as the queries
   };
   for (const Case& c :
        {Case{8, 2, 128, 128, false}, Case{9, 3, 64, 64, false}, Case{4, 4, 80, 32, false},
-        Case{4, 2, 128, 128, true}, Case{2, 1, 256, 128, true}, Case{4, 2, 64, 0, false}}) {
+        Case{4, 2, 128, 128, true}, Case{2, 1, 256, 128, true}, Case{4, 2, 64, 0, false},
+        Case{8, 2, 128, 128, false, DType::kF8E4M3}, Case{4, 4, 80, 32, true, DType::kF8E4M3},
+        Case{8, 2, 128, 128, false, DType::kI8}, Case{2, 1, 256, 128, true, DType::kI8}}) {
     const int tokens = 7, heads = c.heads + 2 * c.kv_heads, width = heads * c.head_dim;
-    KvLayout kv{1, 5, c.kv_heads, c.head_dim, 64, dtype};
+    KvLayout kv{1, 5, c.kv_heads, c.head_dim, 64, c.kv_dtype == DType::kF16 ? dtype : c.kv_dtype};
     const std::vector<std::uint16_t> qkv = RandomHalves(tokens * width, dtype, rng);
     std::vector<float> values = DecodeAll(qkv, dtype);
     const std::vector<std::int32_t> positions = {0, 1, 63, 64, 1000, 131071, 5},
@@ -163,7 +168,9 @@ void TestRope(Counter& counter, DType dtype, const std::string& suffix, double l
         }
       }
     }
-    DeviceArray<std::uint16_t> d_qkv(qkv), d_cache(std::vector<std::uint16_t>(kv.LayerStride(), 0));
+    DeviceArray<std::uint16_t> d_qkv(qkv);
+    const DeviceArray<std::uint8_t> d_cache(
+        std::vector<std::uint8_t>(kv.LayerStride() * BitsOf(kv.dtype) / 8, 0));
     const DeviceArray<float> d_freq(inv_freq), d_q_norm(q_norm), d_k_norm(k_norm);
     const DeviceArray<std::int32_t> d_positions(positions), d_slots(slots);
     RopeAppendArgs args;
@@ -192,7 +199,24 @@ void TestRope(Counter& counter, DType dtype, const std::string& suffix, double l
       if (i % width < c.heads * c.head_dim) q.push_back(out[i]), expected_q.push_back(values[i]);
     }
     counter.Near("rope q" + name, q, expected_q, limit);
-    counter.Near("rope cache" + name, DecodeAll(d_cache.Host(), dtype), cache, limit);
+    const std::vector<std::uint8_t> bytes = d_cache.Host();
+    if (!kv.Scaled()) {
+      std::vector<std::uint16_t> halves(bytes.size() / 2);
+      std::memcpy(halves.data(), bytes.data(), bytes.size());
+      counter.Near("rope cache" + name, DecodeAll(halves, dtype), cache, limit);
+      continue;
+    }
+    std::vector<float> numbers(cache.size(), 0.0f);
+    for (std::int64_t at = 0; at < kv.LayerStride(); ++at) {
+      const std::int64_t in_page = at % kv.PageStride();
+      if (in_page >= kv.ScaleOffset()) continue;
+      float scale;  // of this element's token and head
+      std::memcpy(&scale, bytes.data() + at - in_page + kv.ScaleOffset() + in_page / c.head_dim * 4,
+                  4);
+      numbers[at] = DecodeByte(bytes[at], kv.dtype) * scale;
+    }
+    counter.Near("rope cache" + name + " " + NameOf(kv.dtype), numbers, cache,
+                 kv.dtype == DType::kI8 ? 0.012 : 0.03);
   }
 }
 
