@@ -59,14 +59,6 @@ class Progress {
   const bool enabled_;
 };
 
-// Whether so many sequences of so many tokens run at once.
-bool Fits(const MemoryPlan& plan, std::int64_t sequences, std::int64_t tokens) {
-  const std::int64_t page = plan.kv.page_tokens;
-  const std::int64_t pages = (tokens + page - 1) / page;
-  return tokens <= plan.limits.max_context && sequences <= plan.limits.max_sequences &&
-         sequences * pages * page <= plan.kv_tokens;
-}
-
 struct Point {
   std::int32_t sequences = 0, tokens = 0;
 };

@@ -38,7 +38,7 @@ BenchReport::BenchReport(const BenchSubject* subject, const BenchSettings& setti
 
 double BenchReport::BandwidthShare(const DecodeResult& result) const {
   if (subject_.device.memory_bandwidth <= 0) return 0;
-  const double context = result.context + settings_.output_tokens / 2.0;
+  const double context = result.context + result.output_tokens / 2.0;
   return subject_.footprint.DecodeBytes(result.batch, context) / result.step_seconds.median /
          subject_.device.memory_bandwidth;
 }

@@ -105,6 +105,13 @@ double RateWhileAllRun(const std::vector<Timeline>& timelines) {
   return static_cast<double>(tokens) / absl::ToDoubleSeconds(end - begin);
 }
 
+bool Fits(const MemoryPlan& plan, std::int64_t sequences, std::int64_t tokens) {
+  const std::int64_t page = plan.kv.page_tokens;
+  const std::int64_t pages = (tokens + page - 1) / page;
+  return tokens <= plan.limits.max_context && sequences <= plan.limits.max_sequences &&
+         sequences * pages * page <= plan.kv_tokens;
+}
+
 std::vector<std::int32_t> Measurement::RandomPrompt(std::int32_t tokens) {
   std::vector<std::int32_t> prompt;
   while (static_cast<std::int32_t>(prompt.size()) < tokens) {
@@ -183,6 +190,8 @@ absl::StatusOr<DecodeResult> Measurement::Decode(std::int32_t batch, std::int32_
     const double rate = RateWhileAllRun(timelines);
     if (rate > 0) {
       if (run++ > 0) rates.push_back(rate);
+    } else if (Fits(model_->info.plan, batch, std::int64_t{prompt_tokens} + 2 * output_tokens)) {
+      output_tokens *= 2;  // the first had ended before the last had read its prompt
     } else if (++missed > kMaxMissed) {
       return absl::FailedPreconditionError(absl::StrCat(
           "the ", batch,
@@ -192,6 +201,7 @@ absl::StatusOr<DecodeResult> Measurement::Decode(std::int32_t batch, std::int32_
   DecodeResult result;
   result.batch = batch;
   result.context = prompt_tokens;
+  result.output_tokens = output_tokens;
   result.tokens_per_second = SpreadOf(rates);
   for (double& one : rates) one = batch / one;
   result.step_seconds = SpreadOf(rates);
@@ -242,6 +252,7 @@ Json ToJson(const DecodeResult& result) {
   Json json;
   json.Set("batch", std::int64_t{result.batch});
   json.Set("context", std::int64_t{result.context});
+  json.Set("output_tokens", std::int64_t{result.output_tokens});
   json.Set("tokens_per_second", ToJson(result.tokens_per_second));
   json.Set("step_seconds", ToJson(result.step_seconds));
   return json;

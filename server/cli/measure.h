@@ -27,9 +27,10 @@ struct PrefillResult {
 
 struct DecodeResult {
   std::int32_t batch = 0;
-  std::int32_t context = 0;  // tokens of each prompt
-  Spread tokens_per_second;  // of all sequences together
-  Spread step_seconds;       // from one token of a sequence to its next
+  std::int32_t context = 0;        // tokens of each prompt
+  std::int32_t output_tokens = 0;  // and of each answer, at last
+  Spread tokens_per_second;        // of all sequences together
+  Spread step_seconds;             // from one token of a sequence to its next
 };
 
 // Many requests submitted at once, run as the scheduler likes: what a batch job sees.
@@ -48,6 +49,9 @@ using Timeline = std::vector<std::pair<absl::Time, std::int32_t>>;
 // the first of them had its last: while all decode. 0 when there is no such time.
 double RateWhileAllRun(const std::vector<Timeline>& timelines);
 
+// Whether so many sequences of so many tokens run at once.
+bool Fits(const MemoryPlan& plan, std::int64_t sequences, std::int64_t tokens);
+
 // Runs of random tokens, none of which finds another's prefix in the cache. One thread.
 class Measurement {
  public:
@@ -56,7 +60,8 @@ class Measurement {
   // `batch` prompts at once, `tokens` long each, to the first token of all. One run more than
   // `repeats`, the first of which does not count.
   absl::StatusOr<PrefillResult> Prefill(std::int32_t tokens, std::int32_t batch, int repeats);
-  // `batch` sequences at once, counted while all of them decode.
+  // `batch` sequences at once, counted while all of them decode. Answers become longer, as far as
+  // the plan has room, where some would end before others begin.
   absl::StatusOr<DecodeResult> Decode(std::int32_t batch, std::int32_t prompt_tokens,
                                       std::int32_t output_tokens, int repeats);
   // One run.

@@ -3,10 +3,11 @@
     python tests/bench/compare_llama_cpp.py [--quick | --full] [--scratch /tmp/peer] [--nibble BINARY] [--model GGUF]
 
 Builds llama-cpp-python of PEER_VERSION from source in the scratch folder and makes its f16, Q8_0 and Q4_K_M of the
-model there, unless they are there. --quick makes two rounds; --full five, and measures besides: our own formats, a
-host that four spinning processes keep busy, and decode of a 1B model against what the memory can read. Writes
-NAME.json (every run) and NAME.md (medians, spreads, ratios) into --results and prints the latter. On a host that
-builds or serves something else at the same time its numbers mean little: the load average is in the results.
+model there, unless they are there. --quick makes two rounds; --full five, and measures besides: a host that four spinning
+processes keep busy, our own formats, and decode of a 1B model against what the memory can read; --parts takes some of
+these. Writes NAME.json (every run) and NAME.md (medians, spreads, ratios) into --results after each part, beside the
+parts that are there, and prints the latter. On a host that builds or serves something else at the same time its
+numbers mean little: the load average is in the results.
 """
 
 import argparse
@@ -204,6 +205,7 @@ def parse():
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="two rounds and nothing else (the default)")
     extent.add_argument("--full", action="store_true", help="five rounds, formats, a busy host, bandwidth")
+    parser.add_argument("--parts", help="of runs,busy,formats,bandwidth (--full: all; --quick: runs)")
     parser.add_argument("--rounds", type=int, help="instead of two or five")
     parser.add_argument("--scratch", type=pathlib.Path, default=pathlib.Path("/tmp/peer"))
     parser.add_argument("--nibble", type=pathlib.Path, default=ROOT / "build/release/server/nibble")
@@ -214,35 +216,55 @@ def parse():
     return parser.parse_args()
 
 
+def report(result):
+    runs = result["runs"]
+    lines = ["# SmolLM2-135M on the CPU, beside llama.cpp", ""]
+    lines += [f"    {key:8} {result[key]}" for key in ("date", "machine", "nibble", "peer", "threads")]
+    lines += [f"    rounds   {runs['rounds']}, of one minute's load average {runs['load_average'][0]:.1f} at their begin",
+              "", "Medians and half the spread; ratios above 1 are in our favour.", ""] if runs else []
+    lines += comparison_table(runs["files"]) if runs else []
+    lines += busy_table(result["busy"]) if result["busy"] else []
+    lines += formats_table(result["formats"]) if result["formats"] else []
+    lines += bandwidth_table(result["bandwidth"]) if result["bandwidth"] else []
+    return "\n".join(lines) + "\n"
+
+
 def main():
     options = parse()
-    rounds = options.rounds or (5 if options.full else 2)
+    nibble, threads = options.nibble, options.threads
     peer = Peer(options.scratch)
     models = [options.model, *(peer.variant(options.model, kind) for kind in PEER_TYPES)]
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-    result = {
-        "date": datetime.date.today().isoformat(), "machine": f"{os.cpu_count()} cores of {cpu}",
-        "system": platform.platform(), "nibble": run([options.nibble, "--version"]).strip(),
-        "peer": f"llama-cpp-python {PEER_VERSION}, GGML_NATIVE", "threads": options.threads, "rounds": rounds,
-        "load_average_before": os.getloadavg(),
-        "runs": compare(options.nibble, peer, models, options.threads, rounds),
-    }
-    lines = ["# SmolLM2-135M on the CPU, beside llama.cpp", "",
-             *(f"    {key:8} {result[key]}" for key in ("date", "machine", "nibble", "peer", "threads", "rounds")),
-             f"    load     {result['load_average_before'][0]:.1f} before (load average of a minute)", "",
-             "Medians and half the spread; ratios above 1 are in our favour.", "", *comparison_table(result["runs"])]
-    if options.full:
-        result["busy"] = measure_busy(options.nibble, peer, options.model, options.threads)
-        result["formats"] = {name: measure_nibble(options.nibble, ["--synthetic", "smollm2-135m", "--quant", name],
-                                                  options.threads) for name in OWN_FORMATS}
-        result["bandwidth"] = bench(options.nibble, ["--synthetic", "llama-3.2-1b", "--quant", "q4_0", "--batches",
-                                                     "1,4", "--contexts", "16,1024", "--prompts", "64",
-                                                     "--max-context", "4096", "--output-tokens", "32"], options.threads)
-        lines += busy_table(result["busy"]) + formats_table(result["formats"]) + bandwidth_table(result["bandwidth"])
+
+    def runs():
+        rounds = options.rounds or (5 if options.full else 2)
+        load = os.getloadavg()
+        return {"rounds": rounds, "load_average": load, "files": compare(nibble, peer, models, threads, rounds)}
+
+    def formats():
+        return {name: measure_nibble(nibble, ["--synthetic", "smollm2-135m", "--quant", name], threads)
+                for name in OWN_FORMATS}
+
+    def bandwidth():
+        return bench(nibble, ["--synthetic", "llama-3.2-1b", "--quant", "q4_0", "--batches", "1,4", "--contexts",
+                              "16,256", "--prompts", "64", "--max-context", "4096", "--output-tokens", "32"], threads)
+
+    parts = {"runs": runs, "busy": lambda: measure_busy(nibble, peer, options.model, threads), "formats": formats,
+             "bandwidth": bandwidth}
+    chosen = options.parts.split(",") if options.parts else list(parts) if options.full else ["runs"]
+    if unknown := set(chosen) - set(parts):
+        sys.exit(f"--parts: there is no {', '.join(sorted(unknown))}; known are {', '.join(parts)}")
     options.results.mkdir(parents=True, exist_ok=True)
-    (options.results / f"{options.name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    (options.results / f"{options.name}.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    data = options.results / f"{options.name}.json"
+    result = dict.fromkeys(parts) | (json.loads(data.read_text()) if data.exists() else {})
+    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    result |= {"date": datetime.date.today().isoformat(), "machine": f"{os.cpu_count()} cores of {cpu}",
+               "system": platform.platform(), "nibble": run([nibble, "--version"]).strip(),
+               "peer": f"llama-cpp-python {PEER_VERSION}, GGML_NATIVE", "threads": threads}
+    for part in chosen:
+        result[part] = parts[part]()
+        data.write_text(json.dumps(result, indent=1) + "\n")
+        data.with_suffix(".md").write_text(report(result))
+    print(report(result), end="")
 
 
 if __name__ == "__main__":
