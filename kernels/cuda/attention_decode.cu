@@ -215,9 +215,6 @@ int Splits(const AttentionArgs& args) {
   // At most a block an SM (4 sequences of 1024: 4 blocks each 10.8 us, 8 blocks 14.2), but none
   // with so many keys that the others wait for it.
   while (splits < kMaxSplits && splits * 2 <= pages && rows * splits * 2 <= 132) splits *= 2;
-  // Bytes take as many instructions as halves: two blocks an SM (16 sequences of 1024: 17.7 us, one
-  // block 21.6).
-  if (args.kv.Scaled() && splits == 1 && rows <= 132 && pages > 1) splits = 2;
   while (splits < 8 && args.max_context > 2048 * splits) splits *= 2;
   return splits;
 }

@@ -344,10 +344,6 @@ __device__ __forceinline__ void Consume(const Params& p, std::uint32_t queries_a
       ptx::PinRegisters(s);
       arrive(&control->empty[next % kStages]);
       step(n);
-      // Else the compiler moves the whole softmax behind the wait for out += p v.
-      ptx::PinRegisters(s);
-      ptx::PinRegisters(factor);
-      ptx::PinRegisters(softmax.sum);
       ptx::WgmmaWait<0>();
       out.Pin();
       arrive(&control->empty[kStages + at % kStages]);
