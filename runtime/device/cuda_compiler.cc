@@ -301,6 +301,7 @@ void CudaCompiler::AddProduct(const std::string& what, const CudaSegment& segmen
   scratch.cublas = cublas_;
   scratch.weights = Scratch<char>(to_.expanded_at_);
   scratch.raw = Scratch<char>(to_.raw_at_);
+  scratch.flags = Scratch<std::uint32_t>(to_.zeros_at_);
   const std::int64_t expanded = to_.expanded_bytes_, whole = 2 * args.w.shape.n * args.w.shape.k;
   if (!segment.dense && whole > expanded && cuda::SupportsStream(args.w.shape))
     scratch.weights = nullptr;  // streamed, however many rows
@@ -414,45 +415,123 @@ absl::Status CudaCompiler::Emit(const GluOp& op) {
   return absl::OkStatus();
 }
 
-// One expert after the other, for all tokens: right, and far from fast with many experts.
 absl::Status CudaCompiler::Emit(const MoeOp& op) {
+  const CudaLinear &router = Linear(op.router), &wide = Linear(op.gate_up),
+                   &narrow = Linear(op.down);
+  if (router.segments().size() != 1) return absl::InternalError("a router of several parts");
+  for (const CudaLinear* stack : {&wide, &narrow}) {
+    int parts = 0;
+    for (const CudaSegment& segment : stack->segments()) parts += segment.parts;
+    if (parts != op.experts) {
+      return absl::InternalError(absl::StrCat("a stack of ", parts, " experts, not ", op.experts));
+    }
+  }
+  cuda::ProductArgs args;
+  args.dtype = to_.dtype_;
+  args.x = to_.Typed(op.in);
+  args.ldx = Dim(op.in);
+  args.output = cuda::Output::kStoreF32;
+  args.out = Scratch<float>(to_.moe_.logits);
+  args.ldo = op.experts;
+  AddProduct("router", router.segments().front(), args, op.in);
+  if (Grouped(wide) && Grouped(narrow)) {
+    EmitGrouped(op);
+  } else {
+    EmitOneByOne(op);
+  }
+  const float* sum = Scratch<float>(to_.moe_.sum);
+  void* to = to_.Typed(op.out);
+  Add("experts", [=, dtype = to_.dtype_, hidden = Dim(op.in)](const Shape& shape, Options options) {
+    return cuda::Convert(dtype, to, DType::kF32, sum, std::int64_t{shape.tokens} * hidden, options);
+  });
+  SetF32(op.out, false);
+  return absl::OkStatus();
+}
+
+bool CudaCompiler::Grouped(const CudaLinear& stack) const {
+  const CudaSegment& segment = stack.segments().front();
+  PackedShape shape = segment.matrix.shape;
+  shape.n = stack.n;
+  return stack.segments().size() == 1 && !segment.dense && !segment.prepares_input() &&
+         segment.bias == nullptr && stack.n % kTileRows == 0 && cuda::SupportsGrouped(shape);
+}
+
+// Every expert's tokens at once: rows sorted by expert, products of groups of them.
+void CudaCompiler::EmitGrouped(const MoeOp& op) {
+  const DType dtype = to_.dtype_;
+  const int hidden = Dim(op.in), dim = op.intermediate, experts = op.experts, top_k = op.top_k;
+  const CudaProgram::MoeScratch& at = to_.moe_;
+  const float* logits = Scratch<float>(at.logits);
+  const cuda::ExpertRoutes routes = {Scratch<std::int32_t>(at.chosen), Scratch<float>(at.weights),
+                                     Scratch<std::int32_t>(at.offsets),
+                                     Scratch<std::int32_t>(at.tokens),
+                                     Scratch<std::int32_t>(at.rows)};
+  void* inputs = Scratch<char>(at.inputs);
+  void* gate_up = Scratch<char>(at.gate_up);
+  void* activated = Scratch<char>(at.activated);
+  void* out = Scratch<char>(at.out);
+  Add("route", [=, renormalize = op.renormalize](const Shape& shape, Options options) {
+    return cuda::SortByExpert(logits, routes, shape.tokens, experts, top_k, renormalize, options);
+  });
+  const void* in = to_.Typed(op.in);
+  Add("expert inputs", [=](const Shape& shape, Options options) {
+    return cuda::GatherRows(inputs, in, routes.tokens, shape.tokens * top_k,
+                            std::int64_t{hidden} * 2, options);
+  });
+  const auto product = [&](const char* what, const CudaLinear& stack, const void* x, void* y) {
+    cuda::GroupedProductArgs group;
+    group.product.w = stack.Expert(0).matrix;
+    group.product.dtype = dtype;
+    group.product.x = x;
+    group.product.ldx = stack.k;
+    group.product.out = y;
+    group.product.ldo = stack.n;
+    group.experts = experts;
+    group.offsets = routes.offsets;
+    CudaProgram::Launch& launch = Add(what, [=](const Shape& shape, Options options) {
+      cuda::GroupedProductArgs each = group;
+      each.product.m = shape.tokens * top_k;
+      each.product.dependent = options.dependent;
+      return cuda::GroupedProduct(each, options.stream);
+    });
+    launch.weight_bytes = group.product.w.shape.Bytes() * experts;  // when every expert is asked
+    launch.flops_a_row = 2.0 * static_cast<double>(stack.n) * static_cast<double>(stack.k) * top_k;
+  };
+  product("experts gate_up", Linear(op.gate_up), inputs, gate_up);
+  Add("expert glu", [=, gate = GateOf(op.activation)](const Shape& shape, Options options) {
+    return cuda::Glu(dtype, activated, gate_up, shape.tokens * top_k, dim, gate, false, options);
+  });
+  product("experts down", Linear(op.down), activated, out);
+  auto* sum = Scratch<float>(at.sum);
+  Add("expert sum", [=](const Shape& shape, Options options) {
+    return cuda::CombineExperts(dtype, sum, out, routes, top_k, /*add=*/false, shape.tokens, hidden,
+                                options);
+  });
+}
+
+// One expert after the other, for all tokens: right for any encoding, and far from fast.
+void CudaCompiler::EmitOneByOne(const MoeOp& op) {
   const DType dtype = to_.dtype_;
   const int hidden = Dim(op.in), dim = op.intermediate, experts = op.experts;
-  auto* logits = Scratch<float>(to_.router_at_);
-  auto* weights = Scratch<float>(to_.expert_weights_at_);
-  auto* sum = Scratch<float>(to_.expert_sum_at_);
-  auto* gate_up = Scratch<char>(to_.expert_gate_up_at_);
-  auto* activated = Scratch<char>(to_.expert_activated_at_);
-  auto* out = Scratch<char>(to_.expert_out_at_);
-
-  cuda::ProductArgs args;
-  args.dtype = dtype;
-  args.x = to_.Typed(op.in);
-  args.ldx = hidden;
-  args.output = cuda::Output::kStoreF32;
-  args.out = logits;
-  args.ldo = experts;
-  if (Linear(op.router).segments().size() != 1)
-    return absl::InternalError("a router of several parts");
-  AddProduct("router", Linear(op.router).segments().front(), args, op.in);
+  const CudaProgram::MoeScratch& at = to_.moe_;
+  const float* logits = Scratch<float>(at.logits);
+  auto* weights = Scratch<float>(at.weights);
+  auto* sum = Scratch<float>(at.sum);
+  auto* gate_up = Scratch<char>(at.gate_up);
+  auto* activated = Scratch<char>(at.activated);
+  auto* out = Scratch<char>(at.out);
   Add("route", [=, top_k = op.top_k, renormalize = op.renormalize](const Shape& shape,
                                                                    Options options) {
     return cuda::RouteExperts(logits, weights, shape.tokens, experts, top_k, renormalize, options);
   });
-  const CudaLinear &wide = Linear(op.gate_up), &narrow = Linear(op.down);
-  for (const CudaLinear* stack : {&wide, &narrow}) {
-    int parts = 0;
-    for (const CudaSegment& segment : stack->segments()) parts += segment.parts;
-    if (parts != experts)
-      return absl::InternalError(absl::StrCat("a stack of ", parts, " experts, not ", experts));
-  }
+  cuda::ProductArgs args;
+  args.dtype = dtype;
   for (int e = 0; e < experts; ++e) {
     args.x = to_.Typed(op.in);
     args.ldx = hidden;
-    args.output = cuda::Output::kStore;
     args.out = gate_up;
     args.ldo = 2 * dim;
-    AddProduct("expert gate_up", wide.Expert(e), args, op.in);
+    AddProduct("expert gate_up", Linear(op.gate_up).Expert(e), args, op.in);
     Add("expert glu", [=, gate = GateOf(op.activation)](const Shape& shape, Options options) {
       return cuda::Glu(dtype, activated, gate_up, shape.tokens, dim, gate, false, options);
     });
@@ -460,18 +539,12 @@ absl::Status CudaCompiler::Emit(const MoeOp& op) {
     args.ldx = dim;
     args.out = out;
     args.ldo = hidden;
-    AddProduct("expert down", narrow.Expert(e), args, op.in);
+    AddProduct("expert down", Linear(op.down).Expert(e), args, op.in);
     Add("expert sum", [=](const Shape& shape, Options options) {
       return cuda::AddExpert(dtype, sum, out, weights, experts, e, e == 0, shape.tokens, hidden,
                              options);
     });
   }
-  void* to = to_.Typed(op.out);
-  Add("experts", [=](const Shape& shape, Options options) {
-    return cuda::Convert(dtype, to, DType::kF32, sum, std::int64_t{shape.tokens} * hidden, options);
-  });
-  SetF32(op.out, false);
-  return absl::OkStatus();
 }
 
 absl::Status CudaCompiler::Emit(const GatherRowsOp& op) {

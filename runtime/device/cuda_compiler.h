@@ -46,6 +46,11 @@ class CudaCompiler {
   absl::Status Emit(const GatherRowsOp& op);
   absl::Status Emit(const SoftcapOp& op);
 
+  // Whether all experts of a stack are one grouped product.
+  bool Grouped(const CudaLinear& stack) const;
+  void EmitGrouped(const MoeOp& op);
+  void EmitOneByOne(const MoeOp& op);
+
   template <typename T>
   const T* Next() const {  // the op after this one
     const std::size_t next = index_ + 1;

@@ -76,7 +76,7 @@ void CudaProgram::PlanStorage(CudaLayout& layout) {
 
 void CudaProgram::PlanScratch(CudaLayout& layout) {
   const auto dim = [&](BufferId id) { return program_.buffers[static_cast<std::size_t>(id)].dim; };
-  std::int64_t raw = 0, prepared = 0, experts = 0, intermediate = 0;
+  std::int64_t raw = 0, prepared = 0, experts = 0, intermediate = 0, ranks = 0;
   const auto product = [&](std::int64_t rows, std::int64_t n, std::int64_t k, bool head) {
     const std::int64_t whole = 2 * n * k;
     expanded_bytes_ = std::max(expanded_bytes_, head ? std::min(whole, kMostExpandedHead) : whole);
@@ -95,6 +95,7 @@ void CudaProgram::PlanScratch(CudaLayout& layout) {
     product(rows, dim(moe->in), moe->intermediate, false);
     experts = std::max<std::int64_t>(experts, moe->experts);
     intermediate = std::max<std::int64_t>(intermediate, moe->intermediate);
+    ranks = std::max<std::int64_t>(ranks, moe->top_k);
   }
   expanded_at_ = layout.Take(expanded_bytes_);
   raw_at_ = layout.Take(raw);
@@ -104,13 +105,20 @@ void CudaProgram::PlanScratch(CudaLayout& layout) {
   attention_at_ = layout.Take(CudaCompiler::AttentionBytes(program_, dtype_, limits_));
   for (const RopeTable& rope : program_.ropes)
     ropes_at_.push_back(layout.Take(static_cast<std::int64_t>(rope.inv_freq.size()) * 4));
+  zeros_at_ = layout.Take(kZeroWords * 4);
   if (experts == 0) return;
-  router_at_ = layout.Take(tokens * experts * 4);
-  expert_weights_at_ = layout.Take(tokens * experts * 4);
-  expert_sum_at_ = layout.Take(tokens * hidden * 4);
-  expert_gate_up_at_ = layout.Take(tokens * 2 * intermediate * 2);
-  expert_activated_at_ = layout.Take(tokens * intermediate * 2);
-  expert_out_at_ = layout.Take(tokens * hidden * 2);
+  const std::int64_t rows = tokens * ranks;
+  moe_.logits = layout.Take(tokens * experts * 4);
+  moe_.weights = layout.Take(tokens * experts * 4);
+  moe_.sum = layout.Take(tokens * hidden * 4);
+  moe_.chosen = layout.Take(rows * 4);
+  moe_.offsets = layout.Take((experts + 1) * 4);
+  moe_.tokens = layout.Take(rows * 4);
+  moe_.rows = layout.Take(rows * 4);
+  moe_.inputs = layout.Take(rows * hidden * 2);
+  moe_.gate_up = layout.Take(rows * 2 * intermediate * 2);
+  moe_.activated = layout.Take(rows * intermediate * 2);
+  moe_.out = layout.Take(rows * hidden * 2);
 }
 
 absl::Status CudaProgram::Bind(const CudaMemory& memory, ModelWeights weights, const KvLayout& kv,
@@ -125,6 +133,8 @@ absl::Status CudaProgram::Bind(const CudaMemory& memory, ModelWeights weights, c
     weights_bytes_ += packed->bytes;
   }
 
+  RETURN_IF_ERROR(CudaError(cudaMemsetAsync(memory_ + zeros_at_, 0, kZeroWords * 4, stream),
+                            "clearing the workspace"));
   const auto copy = [&](void* to, const std::vector<float>& from) {
     return CudaError(
         cudaMemcpyAsync(to, from.data(), from.size() * 4, cudaMemcpyHostToDevice, stream),
