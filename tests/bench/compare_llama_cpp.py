@@ -71,8 +71,9 @@ class Peer:
             partial.rename(out)
         return out
 
-    def measure(self, model, threads):
-        return json.loads(run([self.python, HERE / "peer_llama_cpp.py", "measure", model, "--threads", threads]))
+    def measure(self, model, threads, *options):
+        return json.loads(run([self.python, HERE / "peer_llama_cpp.py", "measure", model, "--threads", threads,
+                               *options]))
 
 
 def bench(nibble, arguments, threads, repeats=2):
@@ -102,7 +103,8 @@ def measure_nibble(nibble, model, threads, compute="auto"):
 @contextlib.contextmanager
 def busy_host(count):
     """`count` processes that do nothing but compute, at the same priority."""
-    spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    spin = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with us, however we end
+    spinners = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(count)]
     try:
         yield
     finally:
@@ -163,7 +165,7 @@ def measure_busy(nibble, peer, model, threads):
     for spinners in (0, SPINNERS):
         with busy_host(spinners):
             result[str(spinners)] = {"nibble": [measure_nibble(nibble, model, threads)],
-                                     "llama.cpp": [peer.measure(model, threads)]}
+                                     "llama.cpp": [peer.measure(model, threads, "--divide", 8, "--repeats", 1, "--decode-only")]}
     return result
 
 
@@ -174,6 +176,8 @@ def busy_table(busy):
              "| | program | alone | busy | left |", "|---|---|---|---|---|"]
     for metric in ("decode_1", "decode_16", "prefill_512"):
         for program in ("nibble", "llama.cpp"):
+            if metric not in busy["0"][program][0]:
+                continue  # of the peer decode only: a step may take it a second here
             alone, crowded = (samples(busy[key][program], metric) for key in ("0", str(SPINNERS)))
             left = statistics.median(crowded) / statistics.median(alone)
             lines.append(f"| {METRICS[metric][0]} | {program} | {shown(alone)} | {shown(crowded)} | {left:.0%} |")

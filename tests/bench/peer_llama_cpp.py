@@ -1,6 +1,6 @@
 """Measures llama.cpp on this machine through its C API; compare_llama_cpp.py runs it in a Python of its own.
 
-    peer_llama_cpp.py measure MODEL.gguf [--threads 2] [--repeats 2]
+    peer_llama_cpp.py measure MODEL.gguf [--threads 2] [--repeats 2] [--divide 1] [--decode-only]
     peer_llama_cpp.py quantize MODEL.gguf TYPE OUT.gguf      TYPE: f16, q8_0, q4_k_m, q4_0
 
 `measure` prints one JSON object. Of each number one run more than the repeats is made, and the first does not count:
@@ -9,7 +9,8 @@
     decode_1        tokens a second of one sequence, 128 tokens after a 16-token prompt
     decode_16       of 16 sequences together that decode in one batch, as the slots of its server do
     load_seconds    from the file to a context that can decode
-Tokens are fed, not sampled: sampling costs it nothing here.
+Tokens are fed, not sampled: sampling costs it nothing here. --divide makes prompts and answers that much shorter: beside
+busy processes it may be a hundred times slower.
 """
 
 import argparse
@@ -94,7 +95,7 @@ def decode_rate(context, sequences, outputs):
     return sequences * outputs / (time.perf_counter() - begin)
 
 
-def measure(path, threads, repeats):
+def measure(path, threads, repeats, divide, decode_only):
     begin = time.perf_counter()
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
@@ -103,12 +104,15 @@ def measure(path, threads, repeats):
     context = Context(model, threads, 1)
     result = {"program": f"llama-cpp-python {llama_cpp.__version__}", "load_seconds": time.perf_counter() - begin}
     runs = range(repeats + 1)
-    result["prefill_512"] = [512 / prompt_seconds(context, 512) for _ in runs][1:]
-    result["first_token_200"] = [prompt_seconds(context, 200) for _ in runs][1:]
-    result["decode_1"] = [decode_rate(context, 1, 128) for _ in runs][1:]
+    if decode_only:
+        result["decode_1"] = [decode_rate(context, 1, 128 // divide) for _ in runs][1:]
+        return result
+    result["prefill_512"] = [512 // divide / prompt_seconds(context, 512 // divide) for _ in runs][1:]
+    result["first_token_200"] = [prompt_seconds(context, 200 // divide) * divide for _ in runs][1:]
+    result["decode_1"] = [decode_rate(context, 1, 128 // divide) for _ in runs][1:]
     context.free()
     context = Context(model, threads, 16)
-    result["decode_16"] = [decode_rate(context, 16, 64) for _ in runs][1:]
+    result["decode_16"] = [decode_rate(context, 16, 64 // divide) for _ in runs][1:]
     context.free()
     return result
 
@@ -120,6 +124,8 @@ def main():
     measured.add_argument("model")
     measured.add_argument("--threads", type=int, default=2)
     measured.add_argument("--repeats", type=int, default=2)
+    measured.add_argument("--divide", type=int, default=1)
+    measured.add_argument("--decode-only", action="store_true", help="decode_1 and nothing else")
     quantized = commands.add_parser("quantize")
     quantized.add_argument("model")
     quantized.add_argument("type", choices=sorted(TYPES))
@@ -133,7 +139,8 @@ def main():
     if arguments.command == "quantize":
         quantize(arguments.model, arguments.type, arguments.out)
     else:
-        print(json.dumps(measure(arguments.model, arguments.threads, arguments.repeats)))
+        print(json.dumps(measure(arguments.model, arguments.threads, arguments.repeats, arguments.divide,
+                                 arguments.decode_only)))
 
 
 if __name__ == "__main__":
