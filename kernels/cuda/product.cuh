@@ -13,6 +13,7 @@ struct TilePlan {
   // sums f32[splits, m, n]. True: they swap sums as they end, through flags; and with one split the
   // tiles that do not go round evenly are cut anew, wherever that falls.
   bool shared = false;
+  float us = 0.0f;  // what ChooseTiles expects
 };
 
 struct TileWorkspace {
@@ -32,5 +33,16 @@ cudaError_t TiledProduct(const ProductArgs& args, const TilePlan& plan,
 // Its kernel alone.
 cudaError_t TileProduct(const ProductArgs& args, const TilePlan& plan,
                         const TileWorkspace& workspace, cudaStream_t stream);
+
+// What a product has left for its epilogue: T[m, n], or the sum of f32[splits, m, n], without
+// norm and bias. Null: nothing, of kResidual only the norm is left.
+struct RawProduct {
+  const void* data = nullptr;
+  bool f32 = false;
+  int splits = 1;
+};
+
+// The epilogue of ProductArgs by a kernel of its own.
+cudaError_t FinishProduct(const ProductArgs& args, const RawProduct& raw, LaunchOptions options);
 
 }  // namespace nibble::cuda

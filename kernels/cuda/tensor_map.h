@@ -14,4 +14,9 @@ namespace nibble::cuda {
 cudaError_t EncodeSwizzledHalves(CUtensorMap* map, const void* base, std::int64_t columns,
                                  std::int64_t rows, std::int64_t row_bytes, int box_rows);
 
+// Rows of row_bytes bytes, one after the other; boxes of box_rows rows of box_bytes bytes (each a
+// multiple of 16, boxes of at most 2048), written one row after the other.
+cudaError_t EncodeBytes(CUtensorMap* map, const void* base, std::int64_t row_bytes,
+                        std::int64_t rows, int box_bytes, int box_rows);
+
 }  // namespace nibble::cuda

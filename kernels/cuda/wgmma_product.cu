@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/product.cuh"
+#include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/wgmma_product.cuh"
 
 namespace nibble::cuda {
@@ -16,42 +17,6 @@ TileLauncher FindTiles(const PackedShape& shape, const TileInstance& instance) {
   if (shape.bits == 4) return FindTilesInt4(instance, fine);
   if (shape.bits == 8) return FindTilesInt8(instance, fine);
   return FindTilesPlanes(instance, shape.bits);
-}
-
-// The driver's encoder of tensor maps, found without linking the driver.
-using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*,
-                                 const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
-                                 const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                                 CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-EncodeTiled FindEncoder() {
-  static const EncodeTiled encoder = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
-                                                               12000, cudaEnableDefault, &found);
-    return error == cudaSuccess && found == cudaDriverEntryPointSuccess
-               ? reinterpret_cast<EncodeTiled>(function)
-               : nullptr;
-  }();
-  return encoder;
-}
-
-// A matrix of `rows` rows, row_bytes apart, of `columns` elements; boxes of box_rows x box_columns.
-cudaError_t EncodeMatrix(CUtensorMap* map, CUtensorMapDataType type, const void* base,
-                         std::int64_t columns, std::int64_t rows, std::int64_t row_bytes,
-                         int box_columns, int box_rows, CUtensorMapSwizzle swizzle) {
-  const EncodeTiled encode = FindEncoder();
-  if (encode == nullptr) return cudaErrorNotSupported;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(row_bytes)};
-  const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_columns),
-                             static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t steps[2] = {1, 1};
-  return encode(map, type, 2, const_cast<void*>(base), sizes, strides, box, steps,
-                CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS
-             ? cudaSuccess
-             : cudaErrorInvalidValue;
 }
 
 bool Aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; }
@@ -123,19 +88,13 @@ cudaError_t LaunchTileProduct(const ProductArgs& args, const TilePlan& plan,
   p.experts = experts;
   p.group_offsets = group_offsets;
 
+  error = EncodeSwizzledHalves(&p.x, args.x, shape.k, args.m, args.ldx * 2, plan.tokens);
   const std::int64_t tile_row_bytes = std::int64_t{p.units} * p.block_bytes;
-  error = EncodeMatrix(&p.x,
-                       args.dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                       args.x, shape.k, args.m, args.ldx * 2, 64, plan.tokens,
-                       CU_TENSOR_MAP_SWIZZLE_128B);
   const std::int64_t all_tiles = std::int64_t{p.tiles} * std::max(experts, 1);
-  const auto encode_blocks = [&](CUtensorMap* map, int bytes) {  // 8-byte elements: 256 at most
-    return EncodeMatrix(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT64, args.w.blocks, tile_row_bytes / 8,
-                        all_tiles, tile_row_bytes, bytes / 8, 16, CU_TENSOR_MAP_SWIZZLE_NONE);
-  };
-  if (error == cudaSuccess) error = encode_blocks(&p.codes, code_bytes);
-  if (error == cudaSuccess) error = encode_blocks(&p.tables, p.table_bytes);
+  if (error == cudaSuccess)
+    error = EncodeBytes(&p.codes, args.w.blocks, tile_row_bytes, all_tiles, code_bytes, 16);
+  if (error == cudaSuccess)
+    error = EncodeBytes(&p.tables, args.w.blocks, tile_row_bytes, all_tiles, p.table_bytes, 16);
   if (error != cudaSuccess) return error;
 
   p.stage_bytes = (plan.tokens * kUnitColumns * 2 + 16 * p.block_bytes + 1023) / 1024 * 1024;
@@ -181,14 +140,13 @@ TilePlan ChooseTiles(const ProductArgs& args, const TileWorkspace& workspace, in
   const PackedShape& shape = args.w.shape;
   const std::int64_t units = shape.Units();
   TilePlan best;
-  float best_us = 0.0f;
   for (const Cost& cost : kCosts) {
     const std::int64_t tiles =
         (shape.Tiles() + 15) / 16 * ((args.m + cost.tokens - 1) / cost.tokens);
     const bool swaps = workspace.flags != nullptr && sms <= kProductFlags &&
                        workspace.partial_bytes >= SharedBytes(cost.tokens, sms);
     const auto consider = [&](const TilePlan& plan, float us) {
-      if (best_us == 0.0f || us < best_us) best = plan, best_us = us;
+      if (best.us == 0.0f || us < best.us) best = plan, best.us = us;
     };
     const std::int64_t rounds = (tiles + sms - 1) / sms;
     consider({cost.tokens, 1, false}, static_cast<float>(rounds * units) * cost.unit);

@@ -1,12 +1,13 @@
 // Times the quantized products beside cuBLAS fp16 in the same run, and the chain of a layer's four
 // products.
 //
-//   kernel_bench products [--encodings int4,...] [--m 1,...]  a CSV row a (shape, m, encoding)
+//   kernel_bench products [--encodings int4,...] [--m 1,...] [--copy packed|expanded]
+//                                                             a CSV row a (shape, m, encoding);
+//                                                             expanded: a 16-bit copy is kept
 //   kernel_bench plans                                        every cut of the streamed product
 //   kernel_bench tiles [--encodings int4,...] [--m 32,...]    and of the tile product
 //   kernel_bench chain [--encodings int4] [--m 1,...] [--path product|stream|tiles]
 //                                                             Llama-3-8B, 32 layers, one graph
-//   kernel_bench attention | sampling
 //   kernel_bench once [--encodings int4] [--m 1]              each product twice, for a profiler
 //
 // Weights are rotated over more memory than the L2 holds; inputs are random.
@@ -148,37 +149,64 @@ std::vector<std::string> Split(const std::string& text) {
   return parts;
 }
 
-void Products(const std::string& encodings, const std::vector<int>& tokens) {
-  cublasHandle_t cublas;
-  cublasCreate(&cublas);
-  DeviceArray<std::uint8_t> workspace(64 << 20);
-  cublasSetWorkspace(cublas, workspace.get(), workspace.size());
+// What products need besides their operands, for weights of `elements` and m tokens.
+class Scratch {
+ public:
+  Scratch(std::int64_t elements, int m)
+      : workspace_(64 << 20),
+        weights_(elements),
+        raw_(28672LL * m),
+        flags_(std::vector<std::uint32_t>(kProductFlags, 0)) {
+    cublasCreate(&cublas_);
+    cublasSetWorkspace(cublas_, workspace_.get(), workspace_.size());
+  }
+  ~Scratch() { cublasDestroy(cublas_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  cublasHandle_t cublas() const { return cublas_; }
+  ProductScratch product() const { return {cublas_, weights_.get(), raw_.get(), flags_.get()}; }
+  TileWorkspace tiles() const {
+    return {reinterpret_cast<float*>(weights_.get()),
+            static_cast<std::int64_t>(2 * weights_.size()), flags_.get()};
+  }
+
+ private:
+  cublasHandle_t cublas_;
+  DeviceArray<std::uint8_t> workspace_;
+  DeviceArray<std::uint16_t> weights_, raw_;
+  DeviceArray<std::uint32_t> flags_;
+};
+
+// Random dense weights, `copies` of them.
+DeviceArray<std::uint16_t> RandomDense(std::int64_t size, int copies, std::mt19937& rng) {
+  std::vector<std::uint16_t> one = RandomHalves(1 << 20, DType::kF16, rng, 0.02f);
+  one.resize(size);
+  for (std::int64_t i = 1 << 20; i < size; ++i) one[i] = one[i - (1 << 20) + (i >> 20)];
+  DeviceArray<std::uint16_t> w(size * copies);
+  for (int i = 0; i < copies; ++i) {
+    NIBBLE_CUDA_OK(cudaMemcpy(w.get() + i * size, one.data(), size * 2, cudaMemcpyHostToDevice));
+  }
+  return w;
+}
+
+void Products(const std::string& encodings, const std::string& copy,
+              const std::vector<int>& tokens) {
   std::mt19937 rng(1);
   const int max_m = *std::max_element(tokens.begin(), tokens.end());
-  const DeviceArray<std::uint16_t> expanded(28672LL * 4096), raw(28672LL * max_m);
-  const DeviceArray<std::uint32_t> flags(std::vector<std::uint32_t>(kProductFlags, 0));
-  const ProductScratch scratch{cublas, expanded.get(), raw.get(), flags.get()};
+  const Scratch scratch(28672LL * 4096, max_m);
   std::map<std::pair<std::string, int>, double> dense;
-  std::printf("shape,n,k,encoding,m,us,cublas_fp16_us,speedup,weight_TBps\n");
+  std::printf("shape,n,k,encoding,copy,m,us,cublas_fp16_us,speedup,weight_TBps\n");
   for (const Shape& shape : kLlama8B) {
     const DeviceArray<std::uint16_t> x(
         RandomHalves(static_cast<std::int64_t>(max_m) * shape.k, DType::kF16, rng));
     const DeviceArray<std::uint16_t> out(static_cast<std::int64_t>(max_m) * shape.n);
-    {
-      const std::int64_t size = static_cast<std::int64_t>(shape.n) * shape.k;
-      const int copies = static_cast<int>(kRotation / (size * 2) + 1);
-      std::vector<std::uint16_t> one = RandomHalves(1 << 20, DType::kF16, rng, 0.02f);
-      one.resize(size);
-      for (std::int64_t i = 1 << 20; i < size; ++i) one[i] = one[i - (1 << 20) + (i >> 20)];
-      DeviceArray<std::uint16_t> w(size * copies);
-      for (int i = 0; i < copies; ++i) {
-        NIBBLE_CUDA_OK(
-            cudaMemcpy(w.get() + i * size, one.data(), size * 2, cudaMemcpyHostToDevice));
-      }
-      for (int m : tokens) {
-        dense[{shape.name, m}] =
-            TimeCublas(cublas, shape, m, w, copies, x, out, std::max(copies, m > 256 ? 8 : 24));
-      }
+    const std::int64_t size = static_cast<std::int64_t>(shape.n) * shape.k;
+    const int dense_copies = static_cast<int>(kRotation / (size * 2) + 1);
+    DeviceArray<std::uint16_t> dense_weights = RandomDense(size, dense_copies, rng);
+    for (int m : tokens) {
+      dense[{shape.name, m}] = TimeCublas(scratch.cublas(), shape, m, dense_weights, dense_copies,
+                                          x, out, std::max(dense_copies, m > 256 ? 8 : 24));
     }
     for (const Encoding& e : kEncodings) {
       bool wanted = false;
@@ -187,40 +215,40 @@ void Products(const std::string& encodings, const std::vector<int>& tokens) {
       const PackedShape packed{shape.n, shape.k, e.kind, e.bits, e.group, e.offset};
       const int copies = static_cast<int>(kRotation / packed.Bytes() + 1);
       const Weights w(shape, e, copies, rng);
+      if (copy == "expanded") {
+        for (int i = 0; i < dense_copies; ++i) {
+          NIBBLE_CUDA_OK(
+              DequantizePacked(w.At(0), DType::kF16, dense_weights.get() + i * size, nullptr));
+        }
+        NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+      }
       for (int m : tokens) {
         const int launches = std::max(copies, m > 256 ? 8 : 24);
         const double us = MedianReplay([&](cudaStream_t stream) {
                             for (int i = 0; i < launches; ++i) {
                               ProductArgs args = Args(shape, m, x, out);
                               args.w = w.At(i % copies);
+                              if (copy == "expanded")
+                                args.expanded = dense_weights.get() + i % dense_copies * size;
                               args.dependent = i > 0;
-                              NIBBLE_CUDA_OK(Product(args, scratch, stream));
+                              NIBBLE_CUDA_OK(Product(args, scratch.product(), stream));
                             }
                           }) /
                           launches;
         const double reference = dense[{shape.name, m}];
-        std::printf("%s,%d,%d,%s,%d,%.2f,%.2f,%.2f,%.2f\n", shape.name, shape.n, shape.k, e.name, m,
-                    us, reference, reference / us, w.bytes() / us * 1e-6);
+        std::printf("%s,%d,%d,%s,%s,%d,%.2f,%.2f,%.2f,%.2f\n", shape.name, shape.n, shape.k, e.name,
+                    copy.c_str(), m, us, reference, reference / us, w.bytes() / us * 1e-6);
         std::fflush(stdout);
       }
     }
   }
-  cublasDestroy(cublas);
 }
 
 // Tile products by every cut worth considering, beside expanding to 16 bits and cuBLAS.
 void Tiles(const std::string& encodings, const std::vector<int>& tokens) {
-  cublasHandle_t cublas;
-  cublasCreate(&cublas);
-  DeviceArray<std::uint8_t> workspace(64 << 20);
-  cublasSetWorkspace(cublas, workspace.get(), workspace.size());
   std::mt19937 rng(1);
   const int max_m = *std::max_element(tokens.begin(), tokens.end());
-  const DeviceArray<std::uint16_t> expanded(28672LL * 4096), raw(28672LL * max_m);
-  const DeviceArray<float> partials(64LL << 20);
-  const DeviceArray<std::uint32_t> flags(std::vector<std::uint32_t>(kProductFlags, 0));
-  const TileWorkspace tile_workspace{partials.get(), 256LL << 20, flags.get()};
-  const ProductScratch scratch{cublas, expanded.get(), raw.get(), flags.get()};
+  const Scratch scratch(28672LL * 4096, max_m);
   std::printf("shape,encoding,m,tokens,splits,shared,us,TFLOPs\n");
   for (const Shape& shape : kLlama8B) {
     const DeviceArray<std::uint16_t> x(
@@ -266,23 +294,22 @@ void Tiles(const std::string& encodings, const std::vector<int>& tokens) {
           }
           for (const TilePlan& plan : plans) {
             report(plan, time([&](const ProductArgs& args, cudaStream_t stream) {
-                     return TiledProduct(args, plan, tile_workspace, stream);
+                     return TiledProduct(args, plan, scratch.tiles(), stream);
                    }));
           }
         }
         if (m >= 512) {
           report({0, 0, false}, time([&](const ProductArgs& args, cudaStream_t stream) {
+                   const ProductScratch dense = scratch.product();
                    const cudaError_t error =
-                       DequantizePacked(args.w, args.dtype, scratch.weights, stream);
-                   return error != cudaSuccess
-                              ? error
-                              : DenseProduct(args, scratch.weights, scratch, stream);
+                       DequantizePacked(args.w, args.dtype, dense.weights, stream);
+                   return error != cudaSuccess ? error
+                                               : DenseProduct(args, dense.weights, dense, stream);
                  }));
         }
       }
     }
   }
-  cublasDestroy(cublas);
 }
 
 void Plans(const std::vector<int>& tokens) {
@@ -460,126 +487,18 @@ void Chain(const std::string& encoding, const std::string& path, const std::vect
   }
 }
 
-// Attention of Llama-3-8B's heads (32 over 8, 128 wide), fp16, pages in random order.
-void Attention() {
-  constexpr int kHeads = 32, kKvHeads = 8, kDim = 128, kWidth = (kHeads + 2 * kKvHeads) * kDim;
-  std::mt19937 rng(1);
-  const auto run = [&](bool decode, int sequences, int queries, int context, int split) {
-    const int ld_pages = (context + 63) / 64;
-    // Decode rotates over enough layers that the L2 does not hold the cache.
-    const KvLayout one{1, sequences * ld_pages, kKvHeads, kDim, 64, DType::kF16};
-    const int layers =
-        decode ? static_cast<int>(std::min<std::int64_t>(16, kRotation / one.TotalBytes() + 1)) : 2;
-    std::vector<std::int32_t> pages(one.num_pages);
-    for (int i = 0; i < one.num_pages; ++i) pages[i] = i;
-    std::shuffle(pages.begin(), pages.end(), rng);
-    const std::vector<std::uint16_t> cache = RandomHalves(one.LayerStride(), DType::kF16, rng);
-    DeviceArray<std::uint16_t> d_cache(one.LayerStride() * layers);
-    for (int i = 0; i < layers; ++i) {
-      NIBBLE_CUDA_OK(cudaMemcpy(d_cache.get() + i * one.LayerStride(), cache.data(),
-                                cache.size() * 2, cudaMemcpyHostToDevice));
-    }
-    std::vector<std::int32_t> offsets(sequences + 1);
-    for (int i = 0; i <= sequences; ++i) offsets[i] = i * queries;
-    const DeviceArray<std::int32_t> d_pages(pages), d_offsets(offsets),
-        d_contexts(std::vector<std::int32_t>(sequences, context));
-    const DeviceArray<std::uint16_t> q(
-        RandomHalves(static_cast<std::int64_t>(sequences) * queries * kWidth, DType::kF16, rng));
-    const DeviceArray<std::uint16_t> out(static_cast<std::int64_t>(sequences) * queries * kHeads *
-                                         kDim);
-    AttentionArgs args;
-    args.q = q.get();
-    args.ld_q = kWidth;
-    args.out = out.get();
-    args.sequences = sequences, args.heads = kHeads, args.kv_heads = kKvHeads, args.head_dim = kDim;
-    args.query_offsets = d_offsets.get();
-    args.max_queries = queries;
-    args.contexts = d_contexts.get();
-    args.max_context = context;
-    args.pages = d_pages.get();
-    args.ld_pages = ld_pages;
-    args.kv = one;
-    args.scale = 0.0883883476f;
-    args.split_tokens = split;
-    const DeviceArray<std::uint8_t> workspace(DecodeWorkspaceBytes(args));
-    args.workspace = workspace.get();
-    const int launches = decode ? std::max(layers, 8) : 4;
-    const double us = MedianReplay([&](cudaStream_t stream) {
-                        for (int i = 0; i < launches; ++i) {
-                          args.layer_cache = d_cache.get() + i % layers * one.LayerStride();
-                          NIBBLE_CUDA_OK(decode ? DecodeAttention(args, {stream, i > 0})
-                                                : PrefillAttention(args, {stream, i > 0}));
-                        }
-                      }) /
-                      launches;
-    const double bytes = double(sequences) * context * kKvHeads * kDim * 4;
-    const double flops = 4.0 * sequences * kHeads * kDim *
-                         (double(queries) * context - double(queries) * (queries - 1) / 2);
-    std::printf("%s,%d,%d,%d,%d,%.2f,%.2f,%.1f\n", decode ? "decode" : "prefill", sequences,
-                queries, context, split, us, bytes / us * 1e-6, flops / us * 1e-6);
-    std::fflush(stdout);
-  };
-  std::printf("phase,sequences,queries,context,split_tokens,us,kv_TBps,TFLOPs\n");
-  for (int split : {0, 64, 128, 256}) run(true, 1, 1, 1024, split);
-  for (int split : {0, 256, 512}) run(true, 1, 1, 8192, split);
-  for (int split : {0, 512, 1024}) run(true, 16, 1, 1024, split);
-  for (int split : {0, 512, 1024}) run(true, 64, 1, 1024, split);
-  for (int split : {0, 2048, 8192}) run(true, 64, 1, 8192, split);
-  run(false, 4, 512, 512, 0);
-  run(false, 4, 2048, 2048, 0);
-  run(false, 1, 8192, 8192, 0);
-  run(false, 1, 512, 8192, 0);
-}
-
-// The whole sampler on 64 rows of Llama-3's vocabulary.
-void Sampling() {
-  constexpr int kVocab = 128256, kRows = 64;
-  std::mt19937 rng(1);
-  const std::vector<float> logits = RandomFloats(std::size_t{kVocab} * kRows, rng, 2.0f);
-  const DeviceArray<float> d_logits(logits);
-  std::printf("sampling,rows,us\n");
-  for (const char* name : {"greedy", "temperature", "top_k 50", "top_p 0.9", "penalties"}) {
-    std::vector<SamplingParams> params(kRows);
-    for (auto& p : params) {
-      if (name[0] == 'g') p.temperature = 0;
-      if (std::strcmp(name, "top_k 50") == 0) p.top_k = 50;
-      if (std::strcmp(name, "top_p 0.9") == 0) p.top_p = 0.9f;
-      if (name[0] == 'p') p.repetition_penalty = 1.1f;
-      p.seed = rng();
-    }
-    const DeviceArray<SamplingParams> d_params(params);
-    const DeviceArray<std::uint16_t> history(
-        std::vector<std::uint16_t>(std::size_t{kVocab} * kRows, 0));
-    const DeviceArray<std::int32_t> last(kRows);
-    const DeviceArray<SampledToken> results(kRows);
-    for (int count : {1, kRows}) {
-      std::vector<SampleRow> rows(count);
-      for (int i = 0; i < count; ++i) rows[i].slot = i;
-      const DeviceArray<SampleRow> d_rows(rows);
-      const double us = MedianReplay([&](cudaStream_t stream) {
-                          for (int i = 0; i < 8; ++i) {
-                            NIBBLE_CUDA_OK(Sample(
-                                {d_logits.get(), kVocab, kVocab, count, d_rows.get(),
-                                 d_params.get(), nullptr, history.get(), last.get(), results.get()},
-                                {stream, i > 0}));
-                          }
-                        }) /
-                        8;
-      std::printf("%s,%d,%.2f\n", name, count, us);
-    }
-  }
-}
-
 }  // namespace
 }  // namespace nibble::cuda::bench
 
 int main(int argc, char** argv) {
   using namespace nibble::cuda::bench;
-  std::string mode = argc > 1 ? argv[1] : "", encodings = "int4", path = "product", m;
+  std::string mode = argc > 1 ? argv[1] : "", encodings = "int4", path = "product", copy = "packed",
+              m;
   for (int i = 2; i + 1 < argc; i += 2) {
     if (std::strcmp(argv[i], "--encodings") == 0) encodings = argv[i + 1];
     if (std::strcmp(argv[i], "--m") == 0) m = argv[i + 1];
     if (std::strcmp(argv[i], "--path") == 0) path = argv[i + 1];
+    if (std::strcmp(argv[i], "--copy") == 0) copy = argv[i + 1];
   }
   const auto tokens = [&](const char* otherwise) {
     std::vector<int> values;
@@ -591,24 +510,18 @@ int main(int argc, char** argv) {
   NIBBLE_CUDA_OK(cudaGetDeviceProperties(&properties, 0));
   std::printf("# %s, %d SMs\n", properties.name, properties.multiProcessorCount);
   if (mode == "products")
-    Products(encodings, tokens("1,2,4,8,16,32,64,128,256,512,1024,4096"));
+    Products(encodings, copy, tokens("1,2,4,8,16,32,64,128,256,512,1024,4096"));
   else if (mode == "plans")
     Plans(tokens("1,4,8,16"));
   else if (mode == "tiles")
     Tiles(encodings, tokens("32,64,128,256,512,1024,4096"));
   else if (mode == "chain")
     Chain(encodings, path, tokens("1,2,4,8,16,32,64"));
-  else if (mode == "attention")
-    Attention();
-  else if (mode == "sampling")
-    Sampling();
   else if (mode == "once")
     Once(encodings, tokens("1"));
   else {
     std::printf(
-        "usage: kernel_bench products|plans|tiles|chain|attention|sampling|once [--encodings a,b] "
-        "[--m "
-        "1,2]\n");
+        "usage: kernel_bench products|plans|tiles|chain|once [--encodings a,b] [--m 1,2]\n");
     return 64;
   }
   return 0;

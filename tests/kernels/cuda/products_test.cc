@@ -86,10 +86,16 @@ void TestEpilogues(Counter& counter, std::mt19937& rng) {
   const float eps = 1e-5f;
   for (DType dtype : {DType::kF16, DType::kBF16}) {
     const double limit = dtype == DType::kF16 ? 6e-4 : 5e-3;
-    for (int m : {1, 5, 8, 20, 32, 65, 200}) {
-      const std::string suffix =
-          std::string(dtype == DType::kF16 ? " f16" : " bf16") + " m=" + std::to_string(m);
-      const auto run = [&](const ProductArgs& a) { return Product(a, scratch, nullptr); };
+    for (int m : {1, 5, 8, 20, 32, 65, 200, -5, -65}) {
+      const bool dense = m < 0;  // by a 16-bit copy
+      m = std::abs(m);
+      const std::string suffix = std::string(dtype == DType::kF16 ? " f16" : " bf16") +
+                                 " m=" + std::to_string(m) + (dense ? " dense" : "");
+      const auto run = [&](const ProductArgs& a) {
+        if (!dense) return Product(a, scratch, nullptr);
+        NIBBLE_CUDA_OK(DequantizePacked(a.w, dtype, expanded.get(), nullptr));
+        return DenseProduct(a, expanded.get(), scratch, nullptr);
+      };
       const int k = 1024, n = 4160;
       const PackedShape shape{n, k, CodeKind::kInteger, 4, 128, OffsetMode::kConstant};
       const std::vector<std::uint16_t> x = RandomHalves(m * k, dtype, rng);
@@ -180,13 +186,77 @@ void TestEpilogues(Counter& counter, std::mt19937& rng) {
         NIBBLE_CUDA_OK(run(args));
         NIBBLE_CUDA_OK(cudaDeviceSynchronize());
         // Past the streamed sizes weights are rounded to 16 bits.
-        const double sum_limit = m <= 16 ? 1e-5 : limit;
+        const double sum_limit = m <= 16 && !dense ? 1e-5 : limit;
         counter.Near("residual" + suffix, d_residual.Host(), residual, sum_limit);
         counter.Near("next norm" + suffix, DecodeAll(normed.Host(), dtype), expected, limit);
         counter.Near("sums of squares" + suffix, d_sums.Host(), sums, sum_limit);
+        // Once more, with the whole norm.
+        args.norm_out = {d_weight.get(), normed.get(), nullptr, eps};
+        NIBBLE_CUDA_OK(run(args));
+        NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+        for (int token = 0; token < m; ++token) {
+          double sum = 0;
+          for (int i = token * n; i < (token + 1) * n; ++i) {
+            residual[i] += product[i];
+            sum += double{residual[i]} * residual[i];
+          }
+          const auto factor = static_cast<float>(1 / std::sqrt(sum / n + eps));
+          for (int i = token * n; i < (token + 1) * n; ++i)
+            expected[i] = residual[i] * factor * weight[i % n];
+        }
+        counter.Near("residual twice" + suffix, d_residual.Host(), residual, sum_limit);
+        counter.Near("whole norm" + suffix, DecodeAll(normed.Host(), dtype), expected, limit);
       }
     }
   }
+}
+
+// More tokens than dense products finish at once, and rows that no 16-byte access fits.
+void TestDense(Counter& counter, std::mt19937& rng) {
+  cublasHandle_t cublas;
+  counter.True("cuBLAS opens", cublasCreate(&cublas) == CUBLAS_STATUS_SUCCESS);
+  struct Size {
+    int m, n, k;
+  };
+  for (const Size& size : {Size{600, 28672, 64}, Size{7, 1003, 256}}) {
+    const auto [m, n, k] = size;
+    const PackedShape shape{n, k, CodeKind::kInteger, 4, 128, OffsetMode::kConstant};
+    const TestMatrix w = RandomMatrix(shape, 128, false, rng);
+    const DeviceArray<std::uint16_t> dense(static_cast<std::int64_t>(n) * k),
+        raw(RawBytes(m, n) / 2), normed(m * n);
+    NIBBLE_CUDA_OK(DequantizePacked(w.packed, DType::kF16, dense.get(), nullptr));
+    const std::vector<std::uint16_t> x = RandomHalves(m * k, DType::kF16, rng);
+    std::vector<float> residual = RandomFloats(m * n, rng);
+    const std::vector<float> weight = RandomFloats(n, rng);
+    const DeviceArray<std::uint16_t> d_x(x);
+    const DeviceArray<float> d_residual(residual), d_weight(weight);
+    ProductArgs args;
+    args.w = w.packed;
+    args.x = d_x.get();
+    args.ldx = k;
+    args.m = m;
+    args.output = Output::kResidual;
+    args.residual = d_residual.get();
+    args.norm_out = {d_weight.get(), normed.get(), nullptr, 1e-5f};
+    NIBBLE_CUDA_OK(DenseProduct(args, dense.get(), {cublas, nullptr, raw.get()}, nullptr));
+    NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+    const std::vector<float> product = Reference(DecodeAll(x, DType::kF16), w.values, m, n, k);
+    std::vector<float> expected(m * n);
+    for (int token = 0; token < m; ++token) {
+      double sum = 0;
+      for (int i = token * n; i < (token + 1) * n; ++i) {
+        residual[i] += product[i];
+        sum += double{residual[i]} * residual[i];
+      }
+      const auto factor = static_cast<float>(1 / std::sqrt(sum / n + 1e-5));
+      for (int i = token * n; i < (token + 1) * n; ++i)
+        expected[i] = residual[i] * factor * weight[i % n];
+    }
+    const std::string name = "dense m=" + std::to_string(m) + " n=" + std::to_string(n);
+    counter.Near(name + " residual", d_residual.Host(), residual, 6e-4);
+    counter.Near(name + " whole norm", DecodeAll(normed.Host(), DType::kF16), expected, 6e-4);
+  }
+  cublasDestroy(cublas);
 }
 
 }  // namespace
@@ -194,6 +264,7 @@ void TestEpilogues(Counter& counter, std::mt19937& rng) {
 void TestProducts(Counter& counter) {
   std::mt19937 rng(1);
   TestEpilogues(counter, rng);
+  TestDense(counter, rng);
   TestPlans(counter, rng);
   for (const Encoding& encoding : kEncodings) TestEncoding(counter, encoding, rng);
 }
