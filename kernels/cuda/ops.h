@@ -55,6 +55,9 @@ struct NormOutput {
   const float* weight = nullptr;  // f32[n]
   void* normed = nullptr;         // T[m, n]
   float* square_sums = nullptr;   // f32[m, ceil(n / 16)]
+  // Product and DenseProduct, above 0: the whole norm at once, normed = T(residual / rms * weight),
+  // and no sums; for many tokens, whose products would each have to read the sums.
+  float eps = 0.0f;
 };
 struct NormInput {
   const float* square_sums = nullptr;  // f32[m, count]; null: the activations are what they are
@@ -67,6 +70,9 @@ struct NormInput {
 // packed [n, k].
 struct ProductArgs {
   PackedMatrix w;
+  // T[n, k], what DequantizePacked makes of w, or null. Product multiplies by it where it measured
+  // faster than the codes, so that no number of tokens is slower than dense weights are.
+  const void* expanded = nullptr;
   DType dtype = DType::kF16;
   const void* x = nullptr;
   std::int64_t ldx = 0;
@@ -98,12 +104,13 @@ bool SupportsStream(const PackedShape& shape);
 struct ProductScratch {
   cublasContext* cublas = nullptr;
   void* weights = nullptr;  // 2 * n * k bytes: the weights expanded, or partial sums
-  void* raw = nullptr;      // 2 * m * n bytes: the product before its epilogue
+  void* raw = nullptr;      // RawBytes(m, n): the product of some tokens before their epilogue
   // kProductFlags words, zero before the first product and after each: with them the SMs share
   // tiles that do not go round evenly. Products that may run at once need their own.
   std::uint32_t* flags = nullptr;
 };
 inline constexpr int kProductFlags = 256;
+std::int64_t RawBytes(int m, std::int64_t n);  // never more than 2 * m * n
 
 // Any number of tokens, any packed encoding. Not launched dependent beyond the streamed sizes.
 cudaError_t Product(const ProductArgs& args, const ProductScratch& scratch, cudaStream_t stream);
