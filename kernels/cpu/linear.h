@@ -148,9 +148,12 @@ struct IntegerArgs {
   std::uint8_t* panels = nullptr;  // [IntegerPanelBytes(k)], of this thread
   float* numbers = nullptr;        // [IntegerNumberFloats(k)], of this thread
 };
-constexpr std::int64_t IntegerPanelBytes(std::int64_t k) { return 2 * DivideUp(k, kBlockK) * 1024; }
+inline constexpr std::int64_t kPanelTiles = 4;  // multiplied at once, at most
+constexpr std::int64_t IntegerPanelBytes(std::int64_t k) {
+  return kPanelTiles * DivideUp(k, kBlockK) * 1024;
+}
 constexpr std::int64_t IntegerNumberFloats(std::int64_t k) {
-  return 2 * 2 * DivideUp(k, 16) * kTileRows;
+  return kPanelTiles * 2 * DivideUp(k, 16) * kTileRows;
 }
 
 // Whether integer products know the encoding: codes on an integer grid (or near one, see

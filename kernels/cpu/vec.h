@@ -26,6 +26,9 @@
 namespace nibble::cpu {
 namespace {
 
+// What was stored stays in memory, where registers are wanted for something else.
+NIBBLE_INLINE void KeepInMemory() { __asm__ volatile("" ::: "memory"); }
+
 template <int kValue>
 struct Constant {
   static constexpr int value = kValue;
