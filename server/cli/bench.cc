@@ -21,6 +21,7 @@
 #include "server/cli/model_flags.h"
 #include "server/cli/units.h"
 #include "server/load_display.h"
+#include "server/values.h"
 #include "server/version.h"
 
 namespace nibble {
@@ -40,6 +41,8 @@ struct Flags {
   Sweep<std::int32_t> batches{{1, 2, 4, 8, 16}}, contexts{{16}};
   std::int32_t output_tokens = 64;
   std::int32_t requests = 0, request_input = 1000, request_output = 1000;
+  std::int32_t arrivals = 0, arrival_prompt = 2048, arrival_streams = 16, arrival_context = 1000;
+  std::string max_itl;
   int repeats = 3;
   std::uint64_t seed = 1;
   bool json = false;
@@ -102,6 +105,15 @@ absl::StatusOr<Points> FitToPlan(const MemoryPlan& plan, const Flags& flags) {
                      flags.request_input + flags.request_output, " tokens; a sequence holds ",
                      std::min<std::int64_t>(plan.limits.max_context, plan.kv_tokens)));
   }
+  const std::int64_t longest = std::max(flags.arrival_prompt, flags.arrival_context);
+  const std::int64_t answer = std::max(flags.output_tokens, kLeastArrivalTokens);
+  if (flags.arrivals > 0 && !Fits(plan, flags.arrivals + flags.arrival_streams, longest + answer)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--arrivals and --arrival-streams make ", flags.arrivals + flags.arrival_streams,
+        " sequences of up to ", longest + answer, " tokens; a sequence holds ",
+        plan.limits.max_context, ", at once run ", plan.limits.max_sequences, ", of ",
+        plan.kv_tokens, " tokens in all"));
+  }
   return points;
 }
 
@@ -130,6 +142,16 @@ absl::Status Measure(const Flags& flags, const Points& points, const ServedModel
     progress.Show(absl::StrCat("answering ", flags.requests, " requests"));
     const auto result =
         measurement.Throughput(flags.requests, flags.request_input, flags.request_output);
+    progress.Clear();
+    if (!result.ok()) return result.status();
+    report.Add(*result);
+  }
+  if (flags.arrivals > 0) {
+    progress.Show(absl::StrCat("decoding ", flags.arrival_streams, " while ", flags.arrivals,
+                               " prompts arrive"));
+    const auto result =
+        measurement.Arrivals(flags.arrival_streams, flags.arrival_context, flags.arrivals,
+                             flags.arrival_prompt, flags.output_tokens);
     progress.Clear();
     if (!result.ok()) return result.status();
     report.Add(*result);
@@ -172,6 +194,17 @@ void AddFlags(CLI::App& app, Flags* flags) {
       ->check(CLI::Range(1, kMaxTokens));
   app.add_option("--request-output", flags->request_output, "tokens of their answers (1000)")
       ->check(CLI::Range(1, kMaxTokens));
+  app.add_option("--arrivals", flags->arrivals,
+                 "also the gaps between tokens of streams while so many prompts arrive at once (0)")
+      ->check(CLI::Range(0, kMaxSequences));
+  app.add_option("--arrival-prompt", flags->arrival_prompt, "tokens of each (2048)")
+      ->check(CLI::Range(1, kMaxTokens));
+  app.add_option("--arrival-streams", flags->arrival_streams, "streams that decode (16)")
+      ->check(CLI::Range(1, kMaxSequences));
+  app.add_option("--arrival-context", flags->arrival_context, "tokens of their prompts (1000)")
+      ->check(CLI::Range(1, kMaxTokens));
+  app.add_option("--max-itl", flags->max_itl,
+                 "the longest gap between tokens that prefill may cause (50ms)");
   app.add_option("--repeats", flags->repeats,
                  "runs behind each number, after one that does not count (3)")
       ->check(CLI::Range(1, 1000));
@@ -202,7 +235,12 @@ class Bench {
     OpenDevices devices;
     absl::StatusOr<LoadSpec> spec = SpecOf(flags_, devices);
     if (!spec.ok()) return Fail(app_, kUsage, spec.status());
-    spec->max_queue = std::max(spec->max_queue, flags_.requests);
+    spec->max_queue = std::max({spec->max_queue, flags_.requests, flags_.arrivals});
+    if (!flags_.max_itl.empty()) {
+      const absl::StatusOr<absl::Duration> itl = ParseDuration(flags_.max_itl);
+      if (!itl.ok()) return Fail(app_, kUsage, itl.status());
+      spec->max_itl = *itl;
+    }
     absl::StatusOr<OpenedModel> opened = OpenModel(*spec, devices);
     if (!opened.ok()) {
       const bool no_such = !flags_.shape.empty() && absl::IsNotFound(opened.status());

@@ -126,6 +126,20 @@ void BenchReport::Add(const ThroughputResult& result) {
       Seconds(result.gap_p50).c_str(), Seconds(result.gap_p99).c_str());
 }
 
+void BenchReport::Add(const ArrivalsResult& result) {
+  if (json_) return arrivals_.push_back(ToJson(result));
+  std::printf(
+      "\n%s streams after %s tokens each, while %s prompts of %s arrive at once\n"
+      "  between tokens p50 %s, p99 %s, longest %s (before: p50 %s, longest %s)\n"
+      "  the prompts' first token p50 %s, last %s\n",
+      ShowCount(result.streams).c_str(), ShowCount(result.context).c_str(),
+      ShowCount(result.prompts).c_str(), ShowCount(result.prompt_tokens).c_str(),
+      Seconds(result.gap_p50).c_str(), Seconds(result.gap_p99).c_str(),
+      Seconds(result.gap_max).c_str(), Seconds(result.calm_gap_p50).c_str(),
+      Seconds(result.calm_gap_max).c_str(), Seconds(result.first_token_p50).c_str(),
+      Seconds(result.first_token_max).c_str());
+}
+
 void BenchReport::End() {
   if (!json_) return;
   const ModelInfo& info = subject_.info;
@@ -155,6 +169,7 @@ void BenchReport::End() {
   json.Set("prefill", std::move(prefill_));
   json.Set("decode", std::move(decode_));
   json.Set("throughput", std::move(throughput_));
+  json.Set("arrivals", std::move(arrivals_));
   std::printf("%s\n", DumpJson(json, {.indent = 2}).c_str());
 }
 

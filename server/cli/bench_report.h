@@ -35,6 +35,7 @@ class BenchReport {
   void Add(const PrefillResult& result);
   void Add(const DecodeResult& result);
   void Add(const ThroughputResult& result);
+  void Add(const ArrivalsResult& result);
   void End();
 
  private:
@@ -45,7 +46,7 @@ class BenchReport {
   const BenchSubject& subject_;
   const BenchSettings settings_;
   const bool json_;
-  Json::Array prefill_, decode_, throughput_;
+  Json::Array prefill_, decode_, throughput_, arrivals_;
 };
 
 }  // namespace nibble

@@ -1,58 +1,20 @@
 #include "server/cli/measure.h"
 
 #include <algorithm>
-#include <condition_variable>
-#include <memory>
-#include <mutex>
 #include <optional>
-#include <variant>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "runtime/base/status.h"
 #include "runtime/engine/submit_queue.h"
-#include "runtime/engine/token_stream.h"
 
 namespace nibble {
 namespace {
 
 constexpr std::size_t kMaxStreamBytes = 16 << 20;
+constexpr std::int32_t kCalmTokens = 48;  // of each stream, twice, before prompts arrive
 constexpr int kMaxMissed =
     3;  // runs of which some sequence ended before another began: this process was held up
-
-// Takes events on the thread that makes them, at the moment they are made: a reader's thread may
-// come late. That is the engine's, which so spends a microsecond a token on being measured. Wake
-// from any thread, Wait from one.
-class Recorder final : public StreamWaker {
- public:
-  explicit Recorder(std::shared_ptr<TokenStream> stream) : stream_(std::move(stream)) {}
-
-  void Wake() override {
-    const absl::Time now = MonotonicNow();
-    const std::lock_guard lock(mutex_);
-    while (const std::optional<StreamEvent> event = stream_->Pop(&end_)) {
-      const auto* chunk = std::get_if<ChunkEvent>(&*event);
-      if (chunk == nullptr || chunk->token_ids.empty()) continue;
-      timeline_.emplace_back(now, static_cast<std::int32_t>(chunk->token_ids.size()));
-    }
-    if (end_.has_value()) ended_.notify_one();
-  }
-
-  // The timeline once the stream has ended, or why it ended early.
-  absl::StatusOr<Timeline> Wait() {
-    std::unique_lock lock(mutex_);
-    ended_.wait(lock, [this] { return end_.has_value(); });
-    RETURN_IF_ERROR(*end_);
-    return timeline_;
-  }
-
- private:
-  const std::shared_ptr<TokenStream> stream_;
-  std::mutex mutex_;  // guards what follows
-  std::condition_variable ended_;
-  std::optional<absl::Status> end_;
-  Timeline timeline_;
-};
 
 // splitmix64
 std::uint64_t NextRandom(std::uint64_t* state) {
@@ -122,12 +84,12 @@ std::vector<std::int32_t> Measurement::RandomPrompt(std::int32_t tokens) {
   return prompt;
 }
 
-absl::StatusOr<std::vector<Timeline>> Measurement::Run(std::int32_t batch,
-                                                       std::int32_t prompt_tokens,
-                                                       std::int32_t output_tokens,
-                                                       absl::Time* submitted) {
+absl::StatusOr<Measurement::Recorders> Measurement::Submit(std::int32_t batch,
+                                                           std::int32_t prompt_tokens,
+                                                           std::int32_t output_tokens,
+                                                           absl::Time* submitted) {
   std::vector<std::shared_ptr<TokenStream>> streams;
-  std::vector<std::shared_ptr<Recorder>> recorders;
+  Recorders recorders;
   std::vector<Request> requests;
   for (std::int32_t i = 0; i < batch; ++i) {
     Request request;
@@ -149,6 +111,15 @@ absl::StatusOr<std::vector<Timeline>> Measurement::Run(std::int32_t batch,
     for (std::size_t before = 0; before < i; ++before) streams[before]->Cancel();
     return taken;
   }
+  return recorders;
+}
+
+absl::StatusOr<std::vector<Timeline>> Measurement::Run(std::int32_t batch,
+                                                       std::int32_t prompt_tokens,
+                                                       std::int32_t output_tokens,
+                                                       absl::Time* submitted) {
+  ASSIGN_OR_RETURN(const Recorders recorders,
+                   Submit(batch, prompt_tokens, output_tokens, submitted));
   std::vector<Timeline> timelines;
   for (const auto& recorder : recorders) {
     ASSIGN_OR_RETURN(Timeline timeline, recorder->Wait());
@@ -239,6 +210,56 @@ absl::StatusOr<ThroughputResult> Measurement::Throughput(std::int32_t requests,
   return result;
 }
 
+absl::StatusOr<ArrivalsResult> Measurement::Arrivals(std::int32_t streams, std::int32_t context,
+                                                     std::int32_t prompts,
+                                                     std::int32_t prompt_tokens,
+                                                     std::int32_t output_tokens) {
+  const MemoryPlan& plan = model_->info.plan;
+  // As long as there is room for beside the prompts; they are cancelled before their end.
+  const std::int64_t room =
+      (plan.kv_tokens - std::int64_t{prompts} * (prompt_tokens + output_tokens)) / streams;
+  const auto longest = static_cast<std::int32_t>(
+      std::min<std::int64_t>(room - plan.kv.page_tokens, plan.limits.max_context) - context);
+  absl::Time began, arrived;
+  ASSIGN_OR_RETURN(const Recorders chats, Submit(streams, context, longest, &began));
+  for (const auto& chat : chats) RETURN_IF_ERROR(chat->WaitFor(kCalmTokens));
+  const absl::Time calm = MonotonicNow();
+  RETURN_IF_ERROR(chats.back()->WaitFor(2 * kCalmTokens));
+  ASSIGN_OR_RETURN(const Recorders arrivals,
+                   Submit(prompts, prompt_tokens, output_tokens, &arrived));
+  for (const auto& prompt : arrivals) RETURN_IF_ERROR(prompt->WaitFor(1));
+  const absl::Time over = MonotonicNow();
+  if (std::any_of(chats.begin(), chats.end(), [](const auto& chat) { return chat->ended(); })) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("answers of ", longest, " tokens ended before all ", prompts,
+                     " prompts were read; lower --arrivals or raise --max-context"));
+  }
+
+  ArrivalsResult result{streams, context, prompts, prompt_tokens};
+  std::vector<double> before, during, first;
+  for (const auto& chat : chats) {
+    const Timeline timeline = chat->Stop();
+    for (std::size_t i = 1; i < timeline.size(); ++i) {
+      const absl::Time from = timeline[i - 1].first, to = timeline[i].first;
+      if (from >= calm && to < arrived) before.push_back(absl::ToDoubleSeconds(to - from));
+      if (to >= arrived && from < over) during.push_back(absl::ToDoubleSeconds(to - from));
+    }
+  }
+  for (const auto& prompt : arrivals) {
+    ASSIGN_OR_RETURN(const Timeline timeline, prompt->Wait());
+    first.push_back(absl::ToDoubleSeconds(timeline[0].first - arrived));
+  }
+  result.calm_gap_p50 = Quantile(before, 0.5);
+  result.calm_gap_max = Quantile(before, 1);
+  result.seconds = result.first_token_max = Quantile(first, 1);
+  result.first_token_p50 = Quantile(first, 0.5);
+  result.gaps = static_cast<std::int64_t>(during.size());
+  result.gap_p50 = Quantile(during, 0.5);
+  result.gap_p99 = Quantile(during, 0.99);
+  result.gap_max = Quantile(during, 1);
+  return result;
+}
+
 Json ToJson(const PrefillResult& result) {
   Json json;
   json.Set("tokens", std::int64_t{result.tokens});
@@ -270,6 +291,24 @@ Json ToJson(const ThroughputResult& result) {
   json.Set("first_token_seconds_p99", result.first_token_p99);
   json.Set("gap_seconds_p50", result.gap_p50);
   json.Set("gap_seconds_p99", result.gap_p99);
+  return json;
+}
+
+Json ToJson(const ArrivalsResult& result) {
+  Json json;
+  json.Set("streams", std::int64_t{result.streams});
+  json.Set("context", std::int64_t{result.context});
+  json.Set("prompts", std::int64_t{result.prompts});
+  json.Set("prompt_tokens", std::int64_t{result.prompt_tokens});
+  json.Set("calm_gap_seconds_p50", result.calm_gap_p50);
+  json.Set("calm_gap_seconds_max", result.calm_gap_max);
+  json.Set("seconds", result.seconds);
+  json.Set("gaps", result.gaps);
+  json.Set("gap_seconds_p50", result.gap_p50);
+  json.Set("gap_seconds_p99", result.gap_p99);
+  json.Set("gap_seconds_max", result.gap_max);
+  json.Set("first_token_seconds_p50", result.first_token_p50);
+  json.Set("first_token_seconds_max", result.first_token_max);
   return json;
 }
 

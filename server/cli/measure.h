@@ -2,13 +2,14 @@
 #pragma once
 
 #include <cstdint>
-#include <utility>
+#include <memory>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "runtime/base/json.h"
 #include "runtime/engine/served_model.h"
+#include "server/cli/recorder.h"
 
 namespace nibble {
 
@@ -42,8 +43,17 @@ struct ThroughputResult {
   double gap_p50 = 0, gap_p99 = 0;                             // seconds between tokens of one
 };
 
-// When tokens of one sequence arrived, and how many at once.
-using Timeline = std::vector<std::pair<absl::Time, std::int32_t>>;
+// Streams that decode while prompts arrive, all at once: what chats feel of a burst of work.
+struct ArrivalsResult {
+  std::int32_t streams = 0, context = 0;        // that decode, after so many tokens each
+  std::int32_t prompts = 0, prompt_tokens = 0;  // that arrive
+  double calm_gap_p50 = 0, calm_gap_max = 0;    // seconds between tokens of a stream, before
+  // From the arrival until the last prompt has its first token.
+  double seconds = 0;
+  double gap_p50 = 0, gap_p99 = 0, gap_max = 0;     // between tokens of a stream meanwhile
+  std::int64_t gaps = 0;                            // behind those
+  double first_token_p50 = 0, first_token_max = 0;  // of the prompts
+};
 
 // Tokens a second of all sequences together, from when the last of them had its first token until
 // the first of them had its last: while all decode. 0 when there is no such time.
@@ -51,6 +61,9 @@ double RateWhileAllRun(const std::vector<Timeline>& timelines);
 
 // Whether so many sequences of so many tokens run at once.
 bool Fits(const MemoryPlan& plan, std::int64_t sequences, std::int64_t tokens);
+
+// A stream that decodes while prompts arrive has room for at least so many.
+inline constexpr std::int32_t kLeastArrivalTokens = 512;
 
 // Runs of random tokens, none of which finds another's prefix in the cache. One thread.
 class Measurement {
@@ -67,10 +80,20 @@ class Measurement {
   // One run.
   absl::StatusOr<ThroughputResult> Throughput(std::int32_t requests, std::int32_t input_tokens,
                                               std::int32_t output_tokens);
+  // One run: `streams` decode after `context` tokens each, then the prompts arrive.
+  // REQUIRES: as many sequences of the longer of both and kLeastArrivalTokens more fit.
+  absl::StatusOr<ArrivalsResult> Arrivals(std::int32_t streams, std::int32_t context,
+                                          std::int32_t prompts, std::int32_t prompt_tokens,
+                                          std::int32_t output_tokens);
 
  private:
+  using Recorders = std::vector<std::shared_ptr<Recorder>>;
+
   std::vector<std::int32_t> RandomPrompt(std::int32_t tokens);
-  // Submits so many requests at once and waits for all. A timeline each, from the first token on.
+  // Submits so many requests at once, at `*submitted`.
+  absl::StatusOr<Recorders> Submit(std::int32_t batch, std::int32_t prompt_tokens,
+                                   std::int32_t output_tokens, absl::Time* submitted);
+  // And waits for all. A timeline each, from the first token on.
   absl::StatusOr<std::vector<Timeline>> Run(std::int32_t batch, std::int32_t prompt_tokens,
                                             std::int32_t output_tokens, absl::Time* submitted);
 
@@ -82,5 +105,6 @@ class Measurement {
 Json ToJson(const PrefillResult& result);
 Json ToJson(const DecodeResult& result);
 Json ToJson(const ThroughputResult& result);
+Json ToJson(const ArrivalsResult& result);
 
 }  // namespace nibble

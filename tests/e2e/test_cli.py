@@ -47,6 +47,19 @@ def test_bench(smollm2_path):
     assert json.dumps(result)
 
 
+def test_bench_of_streams_while_prompts_arrive(tiny_path):
+    args = ("bench", tiny_path, "--prompts", "32", "--batches", "1", "--repeats", "1", "--arrivals", "3",
+            "--arrival-streams", "2", "--arrival-context", "50", "--max-itl", "20ms", "--arrival-prompt")
+    arrivals, = json.loads(run(*args, "200", "--json").stdout)["arrivals"]
+    assert (arrivals["streams"], arrivals["prompts"], arrivals["prompt_tokens"]) == (2, 3, 200)
+    assert 0 < arrivals["gap_seconds_p50"] <= arrivals["gap_seconds_p99"] <= arrivals["gap_seconds_max"]
+    assert 0 < arrivals["first_token_seconds_p50"] <= arrivals["first_token_seconds_max"] == arrivals["seconds"]
+    assert arrivals["gaps"] >= 2
+    assert "while 3 prompts of 200 arrive" in run(*args, "200").stdout
+    refused = run(*args, "4000", code=2).stderr
+    assert "--arrival-streams" in refused and "4096" in refused
+
+
 def test_health(smollm2):
     run("health", "--server", smollm2.address)
     run("health", "--server", "127.0.0.1:1", code=1)
