@@ -1,75 +1,28 @@
 """Many clients at once, with cancels, deadlines and readers that dawdle; then nothing is left behind."""
 
-import random
 import threading
 import time
 
-import grpc
 import pytest
 
 from daemon import Daemon
-
-PROMISED = {grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED,
-            grpc.StatusCode.RESOURCE_EXHAUSTED}
-
-
-def quantile(values, q):
-    return sorted(values)[min(len(values) - 1, int(q * len(values)))]
-
-
-def settle(daemon):
-    deadline = time.monotonic() + 20
-    while daemon.metric("nibble_requests_running") or daemon.metric("nibble_requests_waiting") \
-            or daemon.metric("nibble_kv_blocks", state="used"):
-        assert time.monotonic() < deadline, "requests or KV blocks are left over"
-        time.sleep(0.05)
+from load import Load, quantile, settle
 
 
 def test_sixty_four_clients(tiny_path, nightly):
     """Clients cancel, run into deadlines and read slowly; only the promised statuses come, memory stays flat."""
     seconds = 300 if nightly else 20
     with Daemon(f"tiny={tiny_path}", args=["--max-queue", "64", "--kv-memory", "24MiB"]) as daemon:
-        stop = time.monotonic() + seconds
-        errors, done, unexpected = [], [], []
-
-        def client_loop(seed):
-            rng = random.Random(seed)
-            client = daemon.client()
-            while time.monotonic() < stop:
-                behaviour = rng.choice(["plain", "plain", "cancel", "deadline", "slow"])
-                try:
-                    call = client.Generate(
-                        text="x" * rng.randint(1, 600), sampling={"seed": rng.getrandbits(32)},
-                        stopping={"max_tokens": rng.randint(1, 200), "ignore_eos": rng.random() < 0.5},
-                        output={"num_outputs": rng.choice([1, 1, 1, 4])}, priority=rng.randint(-1, 1),
-                        timeout=rng.uniform(0.001, 0.5) if behaviour == "deadline" else 60)
-                    cancel_after = rng.randint(0, 20)
-                    for i, response in enumerate(call):
-                        if behaviour == "cancel" and i == cancel_after:
-                            call.cancel()
-                        if behaviour == "slow":
-                            time.sleep(0.01)
-                    done.append(behaviour)
-                except grpc.RpcError as error:
-                    errors.append(error.code())
-                    if error.code() not in PROMISED:
-                        unexpected.append((behaviour, error.code(), error.details()))
-                    if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
-                        time.sleep(0.05)
-            client.close()
-        threads = [threading.Thread(target=client_loop, args=(seed,)) for seed in range(64)]
-        for thread in threads:
-            thread.start()
+        load = Load(daemon, 64, seconds)
         time.sleep(seconds * 0.4)
         before = daemon.rss()["anon"]
-        for thread in threads:
-            thread.join()
+        load.join()
         settle(daemon)
         after = daemon.rss()["anon"]
-        assert not unexpected, unexpected[:5]
-        assert len(done) > 100
+        assert not load.unexpected, load.unexpected[:5]
+        assert not load.unfinished and len(load.finished) > 100
         assert after < before * 1.15 + (16 << 20), (before, after)
-        assert daemon.metric("nibble_requests_total", code="OK") >= len(done) - 64
+        assert daemon.metric("nibble_requests_total", code="OK") >= len(load.finished) - 64
         assert daemon.client().ask(text="still here", stopping={"max_tokens": 4}).finished
 
 

@@ -25,28 +25,35 @@ class Client:
 
     SERVICES = ("GenerationService", "ModelService", "AdminService")
 
-    def __init__(self, address, credentials=None, options=()):
+    def __init__(self, address, credentials=None, options=(), like=None):
+        """`like`: a client of the same API, whose descriptions need not be asked for again."""
         self.address = address
         self.channel = (grpc.secure_channel(address, credentials, options) if credentials
                         else grpc.insecure_channel(address, options))
-        self.database = ProtoReflectionDescriptorDatabase(self.channel)
-        self.pool = descriptor_pool.DescriptorPool(self.database)
+        self.database = like.database if like else ProtoReflectionDescriptorDatabase(self.channel)
+        self.pool = like.pool if like else descriptor_pool.DescriptorPool(self.database)
+        self.methods = like.methods if like else self._describe()
         self.requests = {}
+        for name, (path, streams, request, response) in self.methods.items():
+            make = self.channel.unary_stream if streams else self.channel.unary_unary
+            call = make(path, request_serializer=request.SerializeToString, response_deserializer=response.FromString)
+            self.requests[name] = request
+            setattr(self, name, self._bind(call, request))
+        self.health = health_pb2_grpc.HealthStub(self.channel)
+
+    def _describe(self):
+        """{method: (path, whether it streams, request class, response class)}"""
+        methods = {}
         for service in self.SERVICES:
             try:
                 described = self.pool.FindServiceByName(f"nibble.v1.{service}")
             except KeyError:
                 continue  # AdminService lives on its own port
             for method in described.methods:
-                request = message_factory.GetMessageClass(method.input_type)
-                response = message_factory.GetMessageClass(method.output_type)
-                make = self.channel.unary_stream if method.server_streaming else self.channel.unary_unary
-                call = make(f"/{described.full_name}/{method.name}",
-                            request_serializer=request.SerializeToString,
-                            response_deserializer=response.FromString)
-                self.requests[method.name] = request
-                setattr(self, method.name, self._bind(call, request))
-        self.health = health_pb2_grpc.HealthStub(self.channel)
+                methods[method.name] = (f"/{described.full_name}/{method.name}", method.server_streaming,
+                                        message_factory.GetMessageClass(method.input_type),
+                                        message_factory.GetMessageClass(method.output_type))
+        return methods
 
     @staticmethod
     def _bind(call, request_class):
