@@ -154,6 +154,7 @@ void TestDequantize(Counter& counter);
 void TestProducts(Counter& counter);
 void TestTiles(Counter& counter);
 void TestMoe(Counter& counter);
+void TestRow8(Counter& counter);
 void TestElementwise(Counter& counter);
 void TestAttention(Counter& counter);
 void TestSampling(Counter& counter);

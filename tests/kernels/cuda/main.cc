@@ -1,7 +1,7 @@
 // Compares every CUDA kernel with a plain host reference, on the device. Prints one line a case and
 // a count; exits 0 when all pass, 77 when there is no device that can run them.
 //
-//   cuda_tests [elementwise|attention|sampling|dequantize|products|tiles|moe ...]
+//   cuda_tests [elementwise|attention|sampling|dequantize|products|tiles|moe|row8 ...]
 #include <cstring>
 
 #include "tests/kernels/cuda/check.h"
@@ -29,7 +29,8 @@ int main(int argc, char** argv) {
                  {"dequantize", TestDequantize},
                  {"products", TestProducts},
                  {"tiles", TestTiles},
-                 {"moe", TestMoe}};
+                 {"moe", TestMoe},
+                 {"row8", TestRow8}};
   Counter counter;
   for (const auto& suite : kSuites) {
     bool wanted = argc == 1;

@@ -1,0 +1,464 @@
+// Products of 8-bit weights and inputs: out = epilogue(x * w^T) by warpgroup products of bytes.
+//
+// A block owns 128 rows of w and kTokens tokens at a time: two consumer warpgroups of 64 rows. One
+// more warp copies: a stage holds 128 columns of both, swizzled. Weights are on their way before
+// the previous kernel has ended, and for few tokens all there is to do is to keep up with them.
+// Tiles that do not go round evenly are cut anew, wherever that falls: every SM gets as many
+// columns, and the first of a tile's workers adds up what the others have.
+#pragma once
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/row8.h"
+#include "kernels/cuda/wgmma_bytes.cuh"
+
+namespace nibble::cuda {
+
+inline constexpr int kRow8Warps = 8;  // and one that copies
+inline constexpr int kRow8Threads = 32 * (kRow8Warps + 1);
+inline constexpr int kRow8Rows = 128;
+inline constexpr int kRow8GroupTokens = 8;  // tiles of tokens that share rows while those are in L2
+inline constexpr int kRow8Chunk = 16;       // tokens staged at once
+inline constexpr int kRow8StageStride = 68;  // f32 a token of a warpgroup's 64 staged rows
+inline constexpr int kRow8StagedBytes = 2 * kRow8Chunk * kRow8StageStride * 4;
+inline constexpr int kOutlierChunk = 32;  // columns at once, f16[tokens][kOutlierStride] staged
+inline constexpr int kOutlierStride = 34;
+static_assert(128 * kOutlierStride * 2 <= kRow8StagedBytes);
+
+struct Row8Params {
+  CUtensorMap w, x;  // boxes of 128 and kTokens rows by 128 columns
+  const std::uint8_t* codes;
+  const float *scales, *offsets, *x_scales;
+  int m, n, k, units;
+  int row_items, token_items;  // tiles of the output
+  int shared_tiles;            // of them, cut evenly among all workers
+  int stages;
+  bool stream_once;    // nobody reads these weights again
+  bool vector;         // rows of the output allow 16-byte accesses
+  const void* inputs;  // with outliers: T[m, k] before rounding, ld_inputs apart
+  std::int64_t ld_inputs;
+  float threshold;
+  const std::int32_t* outliers;
+  const float* bias;
+  Output output;
+  Gate gate;
+  void* out;
+  std::int64_t ldo;
+  float* residual;
+  NormOutput norm_out;
+  float* partials;       // a worker's part of a tile that another finishes, 128 x kTokens f32 each
+  std::uint32_t* flags;  // that it is there; 0 before and after the kernel
+};
+
+// A worker's way through its pieces: ranges of units (128 columns) of tiles of the output.
+template <int kTokens>
+struct Row8Cursor {
+  int position, shared_end, item;
+  int row, token, unit, unit_end;
+
+  static __device__ __forceinline__ int SharedBegin(const Row8Params& p, int worker) {
+    return worker * (p.shared_tiles * p.units) / static_cast<int>(gridDim.x);
+  }
+  __device__ __forceinline__ void Start(const Row8Params& p) {
+    const int worker = blockIdx.x;
+    position = SharedBegin(p, worker), shared_end = SharedBegin(p, worker + 1);
+    item = p.shared_tiles + worker;
+  }
+  __device__ __forceinline__ bool Next(const Row8Params& p) {
+    int tile;
+    if (position < shared_end) {
+      tile = position / p.units;
+      unit = position - tile * p.units;
+      unit_end = min(p.units, unit + shared_end - position);
+      position += unit_end - unit;
+    } else {
+      if (item >= p.row_items * p.token_items) return false;
+      tile = item;
+      unit = 0, unit_end = p.units;
+      item += gridDim.x;
+    }
+    const int in_group = p.row_items * kRow8GroupTokens, group = tile / in_group;
+    tile -= group * in_group;
+    const int width = min(kRow8GroupTokens, p.token_items - group * kRow8GroupTokens);
+    row = tile / width * kRow8Rows;
+    token = (group * kRow8GroupTokens + tile % width) * kTokens;
+    return true;
+  }
+};
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// Consumers only, as all that follows. Sums of a lane are as wgmma.cuh has them.
+__device__ __forceinline__ void Row8Barrier() { ptx::NamedBarrier(1, 32 * kRow8Warps); }
+
+// Hands this worker's sums to the one that finishes the tile.
+template <int kTokens>
+__device__ __forceinline__ void GiveRow8Sums(const Row8Params& p, const float (&acc)[kTokens / 2]) {
+  float4* to = reinterpret_cast<float4*>(p.partials) +
+               static_cast<std::int64_t>(blockIdx.x) * (kRow8Rows * kTokens / 4) + threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < kTokens / 8; ++i) {
+    __stcg(to + i * 32 * kRow8Warps,
+           make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]));
+  }
+  __threadfence();
+  Row8Barrier();
+  if (threadIdx.x == 0) ptx::StoreRelease(p.flags + blockIdx.x, 1);
+}
+
+// Adds what the workers after this one have of the tile, whose first unit not summed here is
+// `unit_end`. They came to it before anything else, so it is there or soon will be.
+template <int kTokens>
+__device__ __forceinline__ void TakeRow8Sums(const Row8Params& p, int unit_end,
+                                             float (&acc)[kTokens / 2]) {
+  using Cursor = Row8Cursor<kTokens>;
+  const int tile_end = Cursor::SharedBegin(p, blockIdx.x + 1) + p.units - unit_end;
+  for (int worker = blockIdx.x + 1; Cursor::SharedBegin(p, worker) < tile_end; ++worker) {
+    if (Cursor::SharedBegin(p, worker) == Cursor::SharedBegin(p, worker + 1)) continue;
+    if (threadIdx.x == 0) {
+      while (ptx::LoadAcquire(p.flags + worker) == 0) {
+      }
+      p.flags[worker] = 0;
+    }
+    Row8Barrier();
+    const float4* from = reinterpret_cast<const float4*>(p.partials) +
+                         static_cast<std::int64_t>(worker) * (kRow8Rows * kTokens / 4) +
+                         threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < kTokens / 8; ++i) {
+      const float4 four = __ldcg(from + i * 32 * kRow8Warps);
+      acc[4 * i] += four.x, acc[4 * i + 1] += four.y;
+      acc[4 * i + 2] += four.z, acc[4 * i + 3] += four.w;
+    }
+  }
+}
+
+// acc[row, token] += code[row, column] * input[token, column] over the outliers, in 16-bit
+// products: codes and halves are exact. `row`: of this warp. staged: kRow8StagedBytes.
+template <typename T, int kTokens>
+__device__ __forceinline__ void AddOutliers(const Row8Params& p, half* staged, int row, int token0,
+                                            float (&acc)[kTokens / 2]) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int count = p.outliers[0];
+  const std::int32_t* columns = p.outliers + 2 + OutlierMarks(p.k);
+  for (int begin = 0; begin < count; begin += kOutlierChunk) {
+    Row8Barrier();
+    const int column = begin + lane < count ? columns[begin + lane] : -1;
+#pragma unroll 4
+    for (int i = threadIdx.x / 32; i < kTokens; i += kRow8Warps) {
+      half v = __float2half_rn(0.0f);
+      if (column >= 0 && token0 + i < p.m) {
+        v = __float2half_rn(
+            ToFloat(static_cast<const T*>(p.inputs)[(token0 + i) * p.ld_inputs + column]));
+        if (fabsf(__half2float(v)) < p.threshold) v = __float2half_rn(0.0f);
+      }
+      staged[i * kOutlierStride + lane] = v;
+    }
+    Row8Barrier();
+#pragma unroll
+    for (int step = 0; step < kOutlierChunk / 16; ++step) {
+      std::uint32_t a[4];
+#pragma unroll
+      for (int pair = 0; pair < 4; ++pair) {
+        float v[2] = {};
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int at = step * 16 + 2 * t + pair / 2 * 8 + i;
+          const int from = __shfl_sync(~0u, column, at), r = row + g + pair % 2 * 8;
+          if (from >= 0 && r < p.n) {
+            v[i] = static_cast<std::int8_t>(p.codes[static_cast<std::int64_t>(r) * p.k + from]);
+          }
+        }
+        a[pair] = PackPair<half>(v[0], v[1]);
+      }
+#pragma unroll
+      for (int j = 0; j < kTokens / 8; ++j) {
+        const half* b = staged + (j * 8 + g) * kOutlierStride + step * 16 + 2 * t;
+        float d[4] = {acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]};
+        ptx::Mma<half>(d, a, *reinterpret_cast<const std::uint32_t*>(b),
+                       *reinterpret_cast<const std::uint32_t*>(b + 8));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) acc[4 * j + i] = d[i];
+      }
+    }
+  }
+}
+
+// count numbers to `out`, 16 bytes at a time where that is allowed.
+template <int kCount>
+__device__ __forceinline__ void StoreNumbers(float* out, const float (&v)[kCount], bool vector) {
+#pragma unroll
+  for (int i = 0; i < kCount; i += 4) {
+    if (vector) {
+      *reinterpret_cast<float4*>(out + i) = make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) out[i + j] = v[i + j];
+    }
+  }
+}
+template <int kCount, typename T>
+__device__ __forceinline__ void StoreNumbers(T* out, const float (&v)[kCount], bool vector) {
+  if (!vector) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) out[i] = FromFloat<T>(v[i]);
+  } else if constexpr (kCount == 8) {
+    *reinterpret_cast<uint4*>(out) = make_uint4(PackPair<T>(v[0], v[1]), PackPair<T>(v[2], v[3]),
+                                                PackPair<T>(v[4], v[5]), PackPair<T>(v[6], v[7]));
+  } else {
+    *reinterpret_cast<uint2*>(out) = make_uint2(PackPair<T>(v[0], v[1]), PackPair<T>(v[2], v[3]));
+  }
+}
+
+// Writes kRow8Chunk tokens of a warpgroup's 64 rows, staged f32[tokens][kRow8StageStride]: 8
+// threads a token, 8 rows each. n is a multiple of 16, so that rows count or do not by sixteens.
+template <typename T>
+__device__ __forceinline__ void WriteRow8(const Row8Params& p, const float* staged, int row0,
+                                          int token0) {
+  const int thread = threadIdx.x % 128, part = thread % 8, token = token0 + thread / 8;
+  const float* from = staged + thread / 8 * kRow8StageStride;
+  const auto value = [&](int at) {
+    float v = from[at];
+    if (p.offsets != nullptr) v += p.offsets[row0 + at];
+    if (p.bias != nullptr) v += p.bias[row0 + at];
+    return v;
+  };
+  if (p.output == Output::kGlu) {  // sixteens of rows: gate, up, gate, up
+    const int at = part / 4 * 32 + part % 4 * 4;
+    if (token >= p.m || row0 + at >= p.n) return;
+    float v[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] = GateOf(p.gate, value(at + i)) * value(at + 16 + i);
+    StoreNumbers(static_cast<T*>(p.out) + token * p.ldo + row0 / 2 + part / 4 * 16 + part % 4 * 4,
+                 v, p.vector);
+    return;
+  }
+  const int row = row0 + part * 8;
+  const bool valid = token < p.m && row < p.n;
+  float v[8] = {};
+  if (valid) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = value(part * 8 + i);
+  }
+  if (p.output == Output::kStore) {
+    if (valid) StoreNumbers(static_cast<T*>(p.out) + token * p.ldo + row, v, p.vector);
+    return;
+  }
+  if (p.output == Output::kStoreF32) {
+    if (valid) StoreNumbers(static_cast<float*>(p.out) + token * p.ldo + row, v, p.vector);
+    return;
+  }
+  const std::int64_t at = static_cast<std::int64_t>(token) * p.n + row;
+  if (valid) {
+    float squares[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] += p.residual[at + i];
+    StoreNumbers(p.residual + at, v, p.vector);
+    if (p.norm_out.normed != nullptr) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) squares[i] = v[i] * p.norm_out.weight[row + i];
+      StoreNumbers(static_cast<T*>(p.norm_out.normed) + at, squares, p.vector);
+    }
+  }
+  if (p.norm_out.square_sums == nullptr) return;
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sum = fmaf(v[i], v[i], sum);
+  sum += __shfl_xor_sync(~0u, sum, 1);
+  if (valid && part % 2 == 0)
+    p.norm_out.square_sums[static_cast<std::int64_t>(token) * (p.n / 16) + row / 16] = sum;
+}
+
+#endif  // __CUDA_ARCH_FEAT_SM90_ALL
+
+// Sum: std::int32_t of int8, float of e4m3.
+template <typename T, typename Sum, int kTokens>
+__global__ void __launch_bounds__(kRow8Threads, kTokens <= 32 ? 2 : 1)
+    Row8Kernel(const __grid_constant__ Row8Params p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  constexpr bool kInt8 = std::is_same_v<Sum, std::int32_t>;
+  constexpr int kUnit = 128;  // columns, bytes
+  constexpr int kXBytes = kTokens * kUnit, kStageBytes = kXBytes + kRow8Rows * kUnit;
+
+  extern __shared__ __align__(1024) char shared[];
+  const std::uint32_t base = ptx::SharedAddress(shared);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int staged_offset = p.stages * kStageBytes;
+  const std::uint32_t full = base + staged_offset + kRow8StagedBytes, empty = full + p.stages * 8;
+  ptx::LaunchDependents();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < p.stages; ++i) {
+      ptx::BarrierInit(full + i * 8, 1);
+      ptx::BarrierInit(empty + i * 8, kRow8Warps);
+    }
+    ptx::FenceBarrierInit();
+  }
+  __syncthreads();
+
+  using Cursor = Row8Cursor<kTokens>;
+  Cursor at;
+  at.Start(p);
+  if (warp == kRow8Warps) {
+    // ---- The copying warp: weights, which nobody writes, before the wait ----
+    if (lane != 0) return;
+    const std::uint64_t policy = ptx::EvictFirstPolicy();
+    const auto copy_w = [&](const Cursor& c, int stage) {
+      const std::uint32_t barrier = full + stage * 8, to = base + stage * kStageBytes + kXBytes;
+      ptx::BarrierExpect(barrier, kStageBytes);
+      if (p.stream_once) {
+        ptx::TensorCopy(to, &p.w, c.unit * (kUnit / 2), c.row, barrier, policy);
+      } else {
+        ptx::TensorCopy(to, &p.w, c.unit * (kUnit / 2), c.row, barrier);
+      }
+    };
+    const auto copy_x = [&](const Cursor& c, int stage) {
+      ptx::TensorCopy(base + stage * kStageBytes, &p.x, c.unit * (kUnit / 2), c.token,
+                      full + stage * 8);
+    };
+    const auto advance = [&](Cursor& c) { return ++c.unit < c.unit_end || c.Next(p); };
+    Cursor x_at = at;
+    bool more = at.Next(p), x_more = x_at.Next(p);
+    for (int i = 0; i < p.stages && more; ++i) {
+      copy_w(at, i);
+      more = advance(at);
+    }
+    ptx::WaitForPrerequisites();
+    for (int i = 0; i < p.stages && x_more; ++i) {
+      copy_x(x_at, i);
+      x_more = advance(x_at);
+    }
+    int stage = 0, parity = 0;
+    while (more) {
+      ptx::BarrierWait(empty + stage * 8, parity);
+      copy_w(at, stage);
+      copy_x(at, stage);
+      more = advance(at);
+      if (++stage == p.stages) stage = 0, parity ^= 1;
+    }
+    return;
+  }
+
+  // ---- Products ----
+  ptx::WaitForPrerequisites();
+  const int group = warp / 4, g = lane / 4, t = lane % 4;
+  const auto release = [&](int stage) {
+    if (lane == 0) ptx::BarrierArrive(empty + stage * 8);
+  };
+  int stage = 0, parity = 0;
+  while (at.Next(p)) {
+    const int first_unit = at.unit, token0 = at.token;
+    const int row = at.row + warp * 16 + g;  // and row + 8
+    Sum d[kTokens / 2] = {};
+    float acc[kTokens / 2] = {};
+    int previous = -1;
+    for (; at.unit < at.unit_end; ++at.unit) {
+      ptx::BarrierWait(full + stage * 8, parity);
+      std::uint32_t x_at = (base + stage * kStageBytes) >> 4;
+      x_at = __shfl_sync(~0u, x_at, 0);  // said to be uniform
+      const std::uint64_t b = ptx::SwizzledOperand(0) | x_at;
+      const std::uint64_t a = b + kXBytes / 16 + group * (64 * kUnit / 16);
+      ptx::PinRegisters(d);
+      ptx::WgmmaFence();
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        ptx::WgmmaBytes(d, a + 2 * step, b + 2 * step, kInt8 || step > 0);
+      }
+      ptx::WgmmaCommit();
+      if constexpr (kInt8) {  // one unit behind: that unit's operands have been read
+        ptx::WgmmaWait<1>();
+        if (previous >= 0) release(previous);
+        previous = stage;
+      } else {  // short sums in the tensor cores, long ones in f32
+        ptx::WgmmaWait<0>();
+        ptx::PinRegisters(d);
+        release(stage);
+#pragma unroll
+        for (int i = 0; i < kTokens / 2; ++i) acc[i] += d[i];
+      }
+      if (++stage == p.stages) stage = 0, parity ^= 1;
+    }
+    if constexpr (kInt8) {
+      ptx::WgmmaWait<0>();
+      ptx::PinRegisters(d);
+      release(previous);
+#pragma unroll
+      for (int i = 0; i < kTokens / 2; ++i) acc[i] = static_cast<float>(d[i]);
+    }
+
+    // ---- Sums of a split tile ----
+    if (first_unit != 0) {
+      GiveRow8Sums<kTokens>(p, acc);
+      continue;
+    }
+    if (at.unit_end < p.units) TakeRow8Sums<kTokens>(p, at.unit_end, acc);
+
+    // ---- Scales of tokens, outliers, scales of rows ----
+#pragma unroll
+    for (int i = 0; i < kTokens / 2; ++i) {
+      const int token = token0 + i / 4 * 8 + 2 * t + i % 2;
+      acc[i] *= token < p.m ? p.x_scales[token] : 0.0f;
+    }
+    char* staged = shared + staged_offset;
+    if constexpr (kInt8) {
+      if (p.outliers != nullptr) {
+        AddOutliers<T, kTokens>(p, reinterpret_cast<half*>(staged), row - g, token0, acc);
+        Row8Barrier();
+      }
+    }
+    const float low = row < p.n ? p.scales[row] : 0.0f, high = row < p.n ? p.scales[row + 8] : 0.0f;
+
+    // ---- Results, staged and written kRow8Chunk tokens at a time ----
+    float* mine = reinterpret_cast<float*>(staged) + group * kRow8Chunk * kRow8StageStride;
+    const int chunks = (min(kTokens, p.m - token0) + kRow8Chunk - 1) / kRow8Chunk;
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      float* to = mine + 2 * t * kRow8StageStride + warp % 4 * 16 + g;
+#pragma unroll
+      for (int c = 0; c < kTokens / kRow8Chunk; ++c) {
+        if (c != chunk) continue;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          to[(i / 4 * 8 + i % 2) * kRow8StageStride + i % 4 / 2 * 8] =
+              acc[c * 8 + i] * (i % 4 < 2 ? low : high);
+        }
+      }
+      ptx::NamedBarrier(2 + group, 128);
+      WriteRow8<T>(p, mine, at.row + group * 64, token0 + chunk * kRow8Chunk);
+      ptx::NamedBarrier(2 + group, 128);
+    }
+  }
+#endif
+}
+
+// ---- Launch ----
+
+struct Row8Launch {
+  Row8Params params;
+  int blocks, shared_bytes;
+  LaunchOptions options;
+};
+using Row8Launcher = cudaError_t (*)(const Row8Launch&);
+
+// One file a type of code; null where there is no such tile.
+Row8Launcher FindRow8Int8(DType dtype, int tokens);
+Row8Launcher FindRow8E4m3(DType dtype, int tokens);
+
+constexpr int Row8StageBytes(int tokens) { return (tokens + kRow8Rows) * 128; }
+
+template <typename T, typename Sum, int kTokens>
+cudaError_t LaunchRow8(const Row8Launch& launch) {
+  return Launch(Row8Kernel<T, Sum, kTokens>, launch.blocks, kRow8Threads, launch.shared_bytes,
+                launch.options, launch.params);
+}
+
+template <typename T, typename Sum>
+Row8Launcher Row8OfTokens(int tokens) {
+  switch (tokens) {
+    case 16: return LaunchRow8<T, Sum, 16>;
+    case 32: return LaunchRow8<T, Sum, 32>;
+    case 64: return LaunchRow8<T, Sum, 64>;
+    case 128: return LaunchRow8<T, Sum, 128>;
+    default: return nullptr;
+  }
+}
+
+}  // namespace nibble::cuda
