@@ -14,7 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import tiny_model
 from daemon import Answer, Client, Daemon
-from guard import Guard, free_port
+from guard import Guard
+from ports import free_port
 from tls import tls_files
 
 STREAMS = 50

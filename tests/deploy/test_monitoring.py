@@ -23,9 +23,10 @@ import pytest
 import tiny_model
 from daemon import Client, Daemon
 from freeze import freeze, thaw
+from ports import free_port
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed: tests/run does")
-from prometheus import MISSING, Prometheus, free_port, shorten  # noqa: E402
+from prometheus import MISSING, Prometheus, shorten  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
 DASHBOARDS = HERE.parents[1] / "deploy/dashboards"
@@ -164,9 +165,10 @@ def uneven_load(daemon):
 
 
 def heavy_load(daemon):
-    """More than one thread can do in time."""
-    return Load(daemon, *[asking(text=f"Story {i}: " + "once upon a time " * 8, sampling={"seed": i}, output={"num_outputs": 8},
-                                 stopping={"max_tokens": 400, "ignore_eos": True}) for i in range(16)])
+    """Far more than one thread can do in time: steps of 128 rows, and thrice as many sequences wait. Short answers, so that
+    first tokens come in every range of the rules."""
+    return Load(daemon, *[asking(text=f"Story {i}: once upon a time", sampling={"seed": i}, output={"num_outputs": 8},
+                                 stopping={"max_tokens": 15 + i % 10, "ignore_eos": True}) for i in range(64)])
 
 
 def nan_model(directory):
@@ -185,7 +187,8 @@ class Scene:
         self.may_trace = True
         self.directory, self.tiny, self.fired, self.frozen, self.loads, self.daemons = directory, tiny, set(), [], {}, {}
         if smollm2:  # takes the longest to load
-            self.daemons["slow"] = Daemon(f"slow={smollm2}", args=["--threads", "1", "--max-batch", "64", "--max-itl", "1s"], wait=False)
+            self.daemons["slow"] = Daemon(f"slow={smollm2}", wait=False,
+                                          args=["--threads", "1", "--compute", "f32", "--max-batch", "128", "--max-itl", "5s"])
         small = ("--threads", "1", "--kv-memory", "1MiB")
         models = directory / "models"
         self.crash_port = f"127.0.0.1:{free_port()}"

@@ -5,7 +5,6 @@ import os
 import pathlib
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,12 +22,6 @@ def envoy():
     if not found:
         pytest.skip("no Envoy: tests/run installs it")
     return str(found)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def render(**settings):

@@ -4,7 +4,6 @@ import json
 import pathlib
 import re
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -13,15 +12,11 @@ import urllib.request
 
 import yaml
 
+from ports import free_port
+
 PROGRAMS = ("prometheus", "promtool", "amtool")
 MISSING = [program for program in PROGRAMS if not shutil.which(program)]
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def shorter(duration, factor):
