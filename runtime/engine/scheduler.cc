@@ -14,6 +14,10 @@ namespace {
 // that streams all weights for one token costs about as much for a few.
 constexpr std::int32_t kLeastChunk = 16;
 
+// Of max_itl, what a chunk and the decode step behind it are planned to fill: their estimates are
+// off by some percent.
+constexpr double kPlannedGap = 0.95;
+
 // Nor does one take much longer than this when nobody decodes: a cancel, a new request and the
 // heartbeat wait for the end of a step, which for a large model on a slow host could be half a
 // minute.
@@ -285,7 +289,7 @@ double Scheduler::PrefillBudget() const {
     if (CanDecode(*sequence)) decode.Add(sequence->kv_launched, 1);
   }
   if (decode.tokens == 0) return kLongestPrefillSeconds;
-  const double left = absl::ToDoubleSeconds(options_.max_itl) - cost_.Bound(decode);
+  const double left = kPlannedGap * absl::ToDoubleSeconds(options_.max_itl) - cost_.Bound(decode);
   return std::clamp(left, 0.0, kLongestPrefillSeconds);
 }
 
