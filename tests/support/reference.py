@@ -56,6 +56,9 @@ class Score:
             self.gaps += [abs((found[token] - found[best]) - (logit - top))
                           for token, logit in others if token in found and best in found]
 
+    def mean(self):
+        return sum(self.gaps) / len(self.gaps)
+
     def __str__(self):
-        return (f"worst gap {max(self.gaps):.3f}, mean {sum(self.gaps) / len(self.gaps):.4f}, "
+        return (f"worst gap {max(self.gaps):.3f}, mean {self.mean():.4f}, "
                 f"the same best token {self.same} of {self.steps}")
