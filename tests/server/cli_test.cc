@@ -2,6 +2,7 @@
 // serves one.
 #include <fstream>
 #include <sstream>
+#include <thread>
 
 #include "server/cli/answer_printer.h"
 #include "server/cli/chat_file.h"
@@ -10,6 +11,7 @@
 #include "server/cli/commands.h"
 #include "server/cli/generate_flags.h"
 #include "server/cli/measure.h"
+#include "server/cli/recorder.h"
 #include "server/cli/units.h"
 #include "tests/server/daemon_test.h"
 
@@ -69,6 +71,46 @@ TEST(MeasureTest, DecodeIsCountedWhileAllRun) {
   EXPECT_DOUBLE_EQ(RateWhileAllRun({first}), 1.0);
   EXPECT_EQ(RateWhileAllRun({first, {{t + absl::Seconds(9), 1}, {t + absl::Seconds(10), 1}}}), 0);
   EXPECT_EQ(RateWhileAllRun({first, {}}), 0);
+}
+
+ChunkEvent Tokens(std::vector<std::int32_t> ids) {
+  ChunkEvent chunk;
+  chunk.token_ids = std::move(ids);
+  return chunk;
+}
+
+TEST(RecorderTest, CountsTokensAndSaysWhyAStreamEnded) {
+  const auto stream = std::make_shared<TokenStream>(1 << 20);
+  const auto recorder = std::make_shared<Recorder>(stream);
+  stream->SetWaker(recorder);
+  std::thread engine([&] {
+    stream->Push(StartedEvent{});
+    stream->Push(Tokens({1}));
+    stream->Push(Tokens({2, 3}));
+  });
+  EXPECT_TRUE(recorder->WaitFor(3).ok());
+  engine.join();
+  EXPECT_FALSE(recorder->ended());
+  stream->Close(absl::AbortedError("too slow"));
+  EXPECT_TRUE(recorder->ended());
+  EXPECT_TRUE(recorder->WaitFor(3).ok());
+  EXPECT_TRUE(absl::IsAborted(recorder->WaitFor(4)));
+  EXPECT_TRUE(absl::IsAborted(recorder->Wait().status()));
+  const Timeline timeline = recorder->Stop();
+  ASSERT_EQ(timeline.size(), 2u);
+  EXPECT_EQ(timeline[0].second, 1);
+  EXPECT_EQ(timeline[1].second, 2);
+  EXPECT_LE(timeline[0].first, timeline[1].first);
+}
+
+TEST(RecorderTest, StopCancels) {
+  const auto stream = std::make_shared<TokenStream>(1 << 20);
+  const auto recorder = std::make_shared<Recorder>(stream);
+  stream->SetWaker(recorder);
+  stream->SetCancelHook([&] { stream->Close(absl::CancelledError("by the reader")); });
+  stream->Push(Tokens({1}));
+  EXPECT_EQ(recorder->Stop().size(), 1u);
+  EXPECT_TRUE(stream->cancelled());
 }
 
 TEST(ChatFileTest, MessagesAndToolsAsOpenAiWritesThem) {
