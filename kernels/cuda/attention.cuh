@@ -7,11 +7,14 @@
 //   kDim, Compute                        entries of a head, padded; the type of the products
 //   Queries                              operand A of q
 //   kOutTiles                            kDim / 8, or one more that Finish adds to all the others
+//   Element                              of the cache
 //   TileBytes(keys)                      bytes of `keys` keys and their values in shared memory
 //   Fetch(...)                           copies them there, asynchronously
+//   At(...)                              where 16 bytes of a key or value lie there
 //   LoadQueries, Scores, Values          s = q k^T; out += p v
 //   Column(i, t)                         out[i][0] and [2] are of this entry of the head ...
 //   kColumnStep                          ... and out[i][1] and [3] of this one further
+//   Position(column)                     8 i + 2 t + c of the out[i][c] that are of this entry
 #pragma once
 
 #include "kernels/cuda/launch.cuh"
@@ -167,6 +170,7 @@ template <typename T, int kDimension>
 struct HalfTiles {
   static constexpr int kDim = kDimension;
   static constexpr int kElementBytes = 2;
+  using Element = T;
   using Compute = T;
   static constexpr int TileBytes(int keys) { return 2 * keys * kDim * 2; }
   static constexpr int kColumnStep = 1;
@@ -175,9 +179,16 @@ struct HalfTiles {
     std::uint32_t a[kDim / 16][4];
   };
   static __device__ __forceinline__ int Column(int i, int t) { return 8 * i + 2 * t; }
+  static __device__ __forceinline__ int Position(int column) { return column; }
 
   static __device__ __forceinline__ std::uint32_t Chunk(std::uint32_t tile, int key, int chunk) {
     return tile + key * (2 * kDim) + ((chunk ^ (key & 7)) << 4);
+  }
+
+  template <int kTileKeys>
+  static __device__ __forceinline__ std::uint32_t At(std::uint32_t tile, bool value, int key,
+                                                     int chunk) {
+    return Chunk(tile + (value ? kTileKeys * kDim * 2 : 0), key, chunk);
   }
 
   // Keys [row0, row0 + kKeys) of a page by kThreads threads; those past `valid` are zeros.

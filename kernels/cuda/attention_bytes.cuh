@@ -7,6 +7,8 @@
 // in a row and takes them as they come, q and out being permuted alike (LoadQueries, Column).
 #pragma once
 
+#include <cuda_fp8.h>
+
 #include "kernels/cuda/attention.cuh"
 
 namespace nibble::cuda {
@@ -46,6 +48,7 @@ template <typename T, int kDimension, bool kFloat>
 struct ByteTiles {
   static constexpr int kDim = kDimension;
   static constexpr int kElementBytes = 1;
+  using Element = std::conditional_t<kFloat, __nv_fp8_storage_t, std::int8_t>;
   using Compute = half;
   static constexpr int TileBytes(int keys) { return 2 * keys * (kDim + 4); }
   static constexpr int kColumnStep = kDim / 8;
@@ -55,6 +58,9 @@ struct ByteTiles {
     float start[2];  // what the scores of rows g and g + 8 begin at
   };
   static __device__ __forceinline__ int Column(int i, int t) { return 2 * t * (kDim / 8) + i; }
+  static __device__ __forceinline__ int Position(int column) {
+    return column % (kDim / 8) * 8 + column / (kDim / 8);
+  }
 
   static __device__ __forceinline__ std::uint32_t KeyChunk(std::uint32_t tile, int key, int chunk) {
     return tile + key * kDim + ((kDim == 64 ? chunk : chunk ^ (key & 1) << 2) << 4);
@@ -66,6 +72,16 @@ struct ByteTiles {
     }
     const int move = kDim == 256 ? (key >> 1 & 1) | (key & 4) : key & 6;
     return tile + key * kDim + ((chunk ^ move) << 4);
+  }
+
+  template <int kTileKeys>
+  static __device__ __forceinline__ std::uint32_t At(std::uint32_t tile, bool value, int key,
+                                                     int chunk) {
+    return value ? ValueChunk(tile + kTileKeys * kDim, key, chunk) : KeyChunk(tile, key, chunk);
+  }
+  template <int kTileKeys>
+  static __device__ __forceinline__ std::uint32_t ScaleAt(std::uint32_t tile, bool value, int key) {
+    return tile + 2 * kTileKeys * kDim + ((value ? kTileKeys : 0) + key) * 4;
   }
 
   template <int kKeys, int kThreads>

@@ -1,220 +1,166 @@
 // Decode attention: one query row a sequence over the paged cache.
 //
-// A cluster is (kv head, sequence); its blocks share the visible pages evenly. The heads of a kv
-// head's group are the 16 rows of a block's products. The four warps of a block each take 16 keys
-// of every page, through private rings in shared memory; warps merge in shared memory, blocks
-// through that of the cluster, in fixed order.
+// A column is up to 16 heads that share a kv head, the rows of a block's products. Few sequences: a
+// cluster of blocks is a column of a sequence and shares its pages. Many: every block takes the
+// same number of pages, from wherever its share begins, through the ends of columns and sequences;
+// a column cut by such a border is finished by the block that has its first page, which waits for
+// the others at its end, when they have long been through.
+//
+// The four warps of a block each take 16 keys of every page, through private rings in shared memory
+// that run ahead into the next column. So do the queries: what a warp is to make of the next
+// column's heads is copied while this one is attended. Warps merge through the stage of the ring
+// they have just used; everything is summed in fixed order.
 #include <algorithm>
 
-#include "kernels/cuda/attention_bytes.cuh"
+#include "kernels/cuda/attention_decode_heads.cuh"
+#include "kernels/cuda/attention_decode_merge.cuh"
+#include "kernels/cuda/attention_prefill.cuh"
 
 namespace nibble::cuda {
+namespace decode {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kWarpKeys = kPageTokens / kWarps;  // 16
-constexpr int kRows = 16;                        // query heads of one block, at most
-constexpr int kMaxSplits = 16;                   // blocks of a cluster
-
-// Two or three blocks an SM, so that one streams while another begins or merges; three of 8 bits,
-// which take as many instructions for half the bytes.
-template <typename Tiles>
-constexpr int Stages() {
-  return std::clamp((Tiles::kElementBytes == 1 ? 17408 : 24576) / Tiles::TileBytes(kWarpKeys), 2,
-                    8);
-}
-template <typename Tiles>
-constexpr int RingBytes() {
-  return kWarps * Stages<Tiles>() * Tiles::TileBytes(kWarpKeys);
-}
-// After the products: f32[kWarps][kRows][kDim + 2], the last two maximum and sum; then f32[kRows]
-// [kDim + 2] of the block.
-template <typename Tiles>
-constexpr int SharedBytes() {
-  return std::max(RingBytes<Tiles>(), (kWarps + 1) * kRows * (Tiles::kDim + 2) * 4);
-}
-
-// A block's result to the output: the sum over the blocks of its cluster.
-template <typename T, int kDim>
-__device__ __forceinline__ void MergeSplits(const AttentionArgs& a, const float* block, int splits,
-                                            int rank, int sequence, int head0, int head_count) {
-  [[maybe_unused]] const std::uint32_t at = ptx::SharedAddress(block);
-  const int count = head_count * a.head_dim, step = splits * kThreads;
-  for (int index = rank * kThreads + threadIdx.x; index < count; index += step) {
-    const int row = index / a.head_dim, column = index % a.head_dim;
-    float max = -INFINITY, sum = 0.0f, out = 0.0f;
-    if (splits == 1) {
-      max = block[row * (kDim + 2) + kDim], sum = block[row * (kDim + 2) + kDim + 1];
-      out = block[row * (kDim + 2) + column];
-    } else {
-#if __CUDA_ARCH__ >= 900
-      const std::uint32_t from = at + row * (kDim + 2) * 4;
-      float maxima[kMaxSplits], sums[kMaxSplits], values[kMaxSplits];
-#pragma unroll
-      for (int i = 0; i < kMaxSplits; ++i) {
-        maxima[i] = -INFINITY, sums[i] = values[i] = 0.0f;
-        if (i >= splits) continue;
-        maxima[i] = ptx::LoadCluster(from + kDim * 4, i);
-        sums[i] = ptx::LoadCluster(from + kDim * 4 + 4, i);
-        values[i] = ptx::LoadCluster(from + column * 4, i);
-      }
-#pragma unroll
-      for (int i = 0; i < kMaxSplits; ++i) max = fmaxf(max, maxima[i]);
-#pragma unroll
-      for (int i = 0; i < kMaxSplits; ++i) {
-        const float factor = maxima[i] == -INFINITY ? 0.0f : exp2f(maxima[i] - max);
-        sum += sums[i] * factor;
-        out += values[i] * factor;
-      }
-#endif
-    }
-    const int head = head0 + row;
-    if (a.sinks != nullptr) {
-      const float sink = a.sinks[head] * kLog2E, top = fmaxf(max, sink);
-      const float factor = max == -INFINITY ? 0.0f : exp2f(max - top);
-      sum = sum * factor + exp2f(sink - top);
-      out *= factor;
-    }
-    static_cast<T*>(
-        a.out)[(static_cast<std::int64_t>(sequence) * a.heads + head) * a.head_dim + column] =
-        FromFloat<T>(sum > 0.0f ? out / sum : 0.0f);
-  }
-}
-
 template <typename T, typename Tiles>
-__global__ void __launch_bounds__(kThreads) DecodeKernel(AttentionArgs a) {
+__global__ void __launch_bounds__(kThreads, BlocksAnSm<Tiles>())
+    DecodeKernel(const __grid_constant__ Params p) {
   constexpr int kDim = Tiles::kDim, kStages = Stages<Tiles>();
-  constexpr int kStageBytes = Tiles::TileBytes(kWarpKeys);
+  using L = Layout<T, Tiles>;
   extern __shared__ __align__(128) char shared[];
+  const AttentionArgs& a = p.args;
+  const bool append = p.append.qkv != nullptr;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   ptx::LaunchDependents();
   if (!a.early) ptx::WaitForPrerequisites();
-  const int splits = gridDim.x, rank = blockIdx.x, sequence = blockIdx.z;
-  const int group = a.heads / a.kv_heads, head_blocks = (group + kRows - 1) / kRows;
-  const int kv_head = blockIdx.y / head_blocks,
-            head0 = kv_head * group + blockIdx.y % head_blocks * kRows;
-  const int head_count = min(kRows, (kv_head + 1) * group - head0);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 
   // ---- This block's pages ----
-  const int context = a.contexts[sequence];
-  const int first_visible = a.window > 0 ? max(0, context - a.window) : 0;
-  const int first_page = first_visible / kPageTokens,
-            pages_seen = (context + kPageTokens - 1) / kPageTokens - first_page;
-  const int begin = first_page + pages_seen * rank / splits,
-            count = first_page + pages_seen * (rank + 1) / splits - begin;
-
-  // ---- Rings: 16 keys and their values a stage ----
-  const std::uint32_t ring = ptx::SharedAddress(shared) + warp * kStages * kStageBytes;
-  const std::int32_t* pages = a.pages + sequence * a.ld_pages;
-  const auto fetch = [&](int index) {
-    if (index < count) {
-      const int page = begin + index;
-      Tiles::template Fetch<kWarpKeys, 32>(
-          ring + index % kStages * kStageBytes,
-          FindPage(a, pages[page], kv_head, Tiles::kElementBytes), warp * kWarpKeys,
-          context - page * kPageTokens - warp * kWarpKeys, a.head_dim, lane);
-    }
-    ptx::CopyAsyncCommit();
-  };
+  Place at;
+  Shares shares = {};
+  int left, begin = 0;  // pages to go; the first, of all
+  if (p.even) {
+    shares = ShareOut(p, lane, &at);
+    const int block = blockIdx.x;
+    const bool some = shares.total > 0 && block < shares.blocks;
+    begin = some ? shares.Begin(block) : 0;
+    left = some ? shares.Begin(block + 1) - begin : 0;
+  } else {
+    at.Enter(a, blockIdx.z);
+    at.column = blockIdx.y;
+    const int seen = at.pages.end - at.pages.first, splits = gridDim.x, rank = blockIdx.x;
+    at.page = at.pages.first + seen * rank / splits;
+    left = at.pages.first + seen * (rank + 1) / splits - at.page;
+  }
+  Ring<Tiles> ring;
+  ring.Begin(p, ptx::SharedAddress(shared) + warp * kStages * Ring<Tiles>::kStageBytes, at, left);
   int fetched = 0;
-  if (a.early) {  // all but the page of the newest key, which the previous kernel writes
-    const int safe = rank == splits - 1 ? count - 1 : count;
-    while (fetched < min(kStages - 1, safe)) fetch(fetched++);
-    ptx::WaitForPrerequisites();
+  // Early: up to a page of a newest key that the previous kernel writes.
+  for (; fetched < kStages - 1 && (!a.early || append || (ring.left > 0 && !ring.AtNewest()));
+       ++fetched) {
+    ring.Fetch(p, warp, lane);
   }
-  while (fetched < kStages - 1) fetch(fetched++);
-
-  typename Tiles::Queries q;
-  const T* queries = static_cast<const T*>(a.q) + sequence * a.ld_q;
-  Tiles::LoadQueries(q, a.head_dim, lane, [&](int row) {
-    return row < head_count ? queries + static_cast<std::int64_t>(head0 + row) * a.head_dim
-                            : nullptr;
-  });
-  AttentionState<Tiles> state;
-  state.Clear();
-  const AttentionMask mask{context - 1, context - 1, a.window};
-  const AttentionScale scale = ScaleOf(a);
-  for (int i = 0; i < count; ++i) {
-    ptx::CopyAsyncWait<kStages - 2>();
-    __syncwarp();
-    const int key0 = (begin + i) * kPageTokens + warp * kWarpKeys;
-    const bool masked = key0 + kWarpKeys > context || key0 < first_visible;
-    state.template Step<kWarpKeys, kWarpKeys>(q, ring + i % kStages * kStageBytes, 0, key0, masked,
-                                              mask, scale, lane);
-    __syncwarp();
-    fetch(i + kStages - 1);
-  }
-  state.Finish(scale);
-
-  // ---- Merge the warps ----
-  ptx::CopyAsyncWait<0>();
-  __syncthreads();
-  float* merge = reinterpret_cast<float*>(shared);
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    if (g + 8 * r >= head_count) continue;
-    float* at = merge + (warp * kRows + g + 8 * r) * (kDim + 2);
-#pragma unroll
-    for (int i = 0; i < kDim / 8; ++i) {
-      at[Tiles::Column(i, t)] = state.out[i][2 * r];
-      at[Tiles::Column(i, t) + Tiles::kColumnStep] = state.out[i][2 * r + 1];
-    }
-    if (t == 0) at[kDim] = state.max[r], at[kDim + 1] = state.sum[r];
-  }
-  __syncthreads();
-  float* block = merge + kWarps * kRows * (kDim + 2);
-  for (int index = threadIdx.x; index < head_count * kDim; index += kThreads) {
-    const int row = index / kDim, column = index % kDim;
-    float max = -INFINITY, sum = 0.0f, out = 0.0f;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) max = fmaxf(max, merge[(w * kRows + row) * (kDim + 2) + kDim]);
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      const float* at = merge + (w * kRows + row) * (kDim + 2);
-      const float factor = max == -INFINITY ? 0.0f : exp2f(at[kDim] - max);
-      sum += at[kDim + 1] * factor;
-      out += at[column] * factor;
-    }
-    float* at = block + row * (kDim + 2);
-    at[column] = out;
-    if (column == 0) at[kDim] = max, at[kDim + 1] = sum;
-  }
-
-  // ---- Merge the blocks ----
-  if (splits == 1) {
+  float* inv_freq = reinterpret_cast<float*>(shared + L::Frequencies(p.rows));
+  int position = 0;
+  if (append) {
+    for (int i = threadIdx.x; i < p.append.rope_dim / 2; i += kThreads)
+      inv_freq[i] = p.append.inv_freq[i];
+    if (left > 0) position = p.append.positions[at.sequence];
     __syncthreads();
-    MergeSplits<T, kDim>(a, block, 1, 0, sequence, head0, head_count);
-    return;
   }
+
+  // ---- Column after column ----
+  bool copied = false;  // of the column's heads
+  int since = 0;        // pages since they were asked for
+  while (!p.even || left > 0) {
+    Column column;
+    column.Set(p, at, left);
+    Rotation<kDim / 32> rotation;
+    if (append) rotation.Set(p.append, inv_freq, position, lane);
+    if (!copied) {
+      if (a.early) ptx::WaitForPrerequisites();
+      for (; fetched < kStages - 1; ++fetched) ring.Fetch(p, warp, lane);
+    } else if (since < kStages - 1) {
+      ptx::CopyAsyncWait<0>();
+    } else {
+      ptx::CopyAsyncWait<kStages - 2>();
+    }
+    __syncwarp();
+    MakeHeads<T, Tiles>(p, column, copied, rotation, shared, warp, lane);
+    __syncthreads();
+    typename Tiles::Queries q;
+    const T* queries = reinterpret_cast<const T*>(shared + L::kQueries);
+    Tiles::LoadQueries(q, a.head_dim, lane, [&](int row) {
+      return row < column.heads ? queries + row * L::kQueryStride : nullptr;
+    });
+    begin += column.count, left -= column.count;
+    if (left > 0) {
+      at.page += column.count - 1, at.Next(p);
+      if (append) position = p.append.positions[at.sequence];
+      Column next;
+      next.Set(p, at, left);
+      CopyHeads<T, Tiles>(p, next, shared, warp, lane);
+    }
+    copied = true, since = column.count;
+
+    AttentionState<Tiles> state;
+    state.Clear();
+    const AttentionMask mask{column.context - 1, column.context - 1, a.window};
+    const AttentionScale scale = ScaleOf(a);
+    const int first_visible = FirstVisible(a, column.context);
+    int stage = 0;
+    for (int i = 0; i < column.count; ++i) {
+      if (i > 0) ring.Fetch(p, warp, lane);  // into the stage before this one
+      stage = ring.Take();
+      const int key0 = (column.page + i) * kPageTokens + warp * kWarpKeys;
+      if (column.newest && key0 / kWarpKeys == (column.context - 1) / kWarpKeys)
+        PlaceNewest<T, Tiles>(p, column, ring.base + stage, shared, lane);
+      const bool masked = key0 + kWarpKeys > column.context || key0 < first_visible;
+      state.template Step<kWarpKeys, kWarpKeys>(q, ring.base + stage, 0, key0, masked, mask, scale,
+                                                lane);
+      __syncwarp();
+    }
+    state.Finish(scale);
+    // A column that goes on is for the blocks after this one to hand over.
+    const int last_block =
+        p.even && column.begins && column.rest > 0 ? shares.BlockOf(begin - 1 + column.rest) : 0;
+    MergeWarps<T, Tiles>(p, column, state, shared, stage, last_block, warp, lane);
+    if (!p.even) {
 #if __CUDA_ARCH__ >= 900
-  ptx::ClusterSync();
-  MergeSplits<T, kDim>(a, block, splits, rank, sequence, head0, head_count);
-  ptx::ClusterSync();  // the others may still read this block
+      if (gridDim.x == 1) return;
+      ptx::ClusterSync();
+      WriteCluster<T, Tiles>(a, reinterpret_cast<const float*>(shared + L::Result(p.rows)),
+                             gridDim.x, blockIdx.x, column.sequence, column.head0, column.heads);
+      ptx::ClusterSync();  // the others may still read this block
 #endif
+      return;
+    }
+    if (!column.begins && threadIdx.x == 0) ptx::StoreRelease(a.flags + blockIdx.x, 1);
+    ring.Fetch(p, warp, lane);
+  }
+
+  // ---- Sequences without keys: zeros ----
+  if (!copied && a.early) ptx::WaitForPrerequisites();
+  const int width = a.heads * a.head_dim;
+  for (int s = blockIdx.x; s < a.sequences; s += static_cast<int>(gridDim.x)) {
+    if (a.contexts[s] > 0) continue;
+    for (int i = threadIdx.x; i < width; i += kThreads)
+      static_cast<T*>(a.out)[static_cast<std::int64_t>(s) * width + i] = FromFloat<T>(0.0f);
+  }
 }
 
-int DeviceMajor() {
-  int device = 0, major = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 0;
-  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess)
-    return 0;
-  return major;
-}
-
-// Blocks a (sequence, kv head): a power of two.
-int Splits(const AttentionArgs& args) {
-  if (DeviceMajor() < 9) return 1;
+// Blocks of a cluster: a power of two.
+int Splits(const AttentionArgs& args, int major, int columns) {
+  if (major < 9) return 1;
   const int pages = std::max(1, (args.max_context + kPageTokens - 1) / kPageTokens);
   int splits = 1;
   if (args.split_tokens > 0) {
     while (splits < kMaxSplits && splits * args.split_tokens < args.max_context) splits *= 2;
     return splits;
   }
-  const int rows = args.sequences * args.kv_heads;
   // At most a block an SM (4 sequences of 1024: 4 blocks each 10.8 us, 8 blocks 14.2), but none
   // with so many keys that the others wait for it.
-  while (splits < kMaxSplits && splits * 2 <= pages && rows * splits * 2 <= 132) splits *= 2;
+  while (splits < kMaxSplits && splits * 2 <= pages &&
+         args.sequences * columns * splits * 2 <= 132) {
+    splits *= 2;
+  }
   while (splits < 8 && args.max_context > 2048 * splits) splits *= 2;
   return splits;
 }
@@ -222,10 +168,33 @@ int Splits(const AttentionArgs& args) {
 template <typename T, typename Tiles>
 cudaError_t LaunchDecode(const AttentionArgs& args, LaunchOptions options) {
   const auto kernel = DecodeKernel<T, Tiles>;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           SharedBytes<Tiles>());
+  Params p;
+  p.args = args;
+  if (args.append != nullptr) {
+    p.append = *args.append;
+    p.args.q = p.append.qkv, p.args.ld_q = p.append.ld_qkv;
+  }
+  const int group = args.heads / args.kv_heads;
+  p.rows = std::min(group, kRows);
+  p.parts = (group + kRows - 1) / kRows;
+  p.columns = p.parts * args.kv_heads;
+  int device = 0, major = 0, sms = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
-  const int splits = Splits(args), group = args.heads / args.kv_heads;
+  // Clusters are quicker where they fill a device once and no block has very many keys.
+  const int splits = Splits(args, major, p.columns);
+  p.even =
+      args.split_tokens == kSplitEvenly ||
+      (args.split_tokens == 0 && args.flags != nullptr && args.workspace != nullptr &&
+       (major < 9 || args.sequences * p.columns * 2 > sms || args.max_context > 1024 * splits));
+  const int bytes = Layout<T, Tiles>::Bytes(p.rows, p.even);
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return error;
+
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = {};
   config.attrs = attributes;
@@ -233,33 +202,62 @@ cudaError_t LaunchDecode(const AttentionArgs& args, LaunchOptions options) {
     attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
   }
-  if (splits > 1) {
+  if (p.even) {
+    int resident = 0;
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, bytes);
+    if (error != cudaSuccess) return error;
+    config.gridDim = dim3(std::min(std::max(1, resident) * sms, kAttentionFlags));
+  } else {
+    config.gridDim = dim3(splits, p.columns, args.sequences);
     if (splits > 8) {
       error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
       if (error != cudaSuccess) return error;
     }
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs].val.clusterDim.x = splits;
-    attributes[config.numAttrs].val.clusterDim.y = 1;
-    attributes[config.numAttrs++].val.clusterDim.z = 1;
+    if (splits > 1) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+      attributes[config.numAttrs].val.clusterDim.x = splits;
+      attributes[config.numAttrs].val.clusterDim.y = 1;
+      attributes[config.numAttrs++].val.clusterDim.z = 1;
+    }
   }
-  config.gridDim = dim3(splits, args.kv_heads * ((group + kRows - 1) / kRows), args.sequences);
   config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = SharedBytes<Tiles>();
+  config.dynamicSmemBytes = bytes;
   config.stream = options.stream;
-  return cudaLaunchKernelEx(&config, kernel, args);
+  return cudaLaunchKernelEx(&config, kernel, p);
+}
+
+bool ValidAppend(const AttentionArgs& args) {
+  const RopeAppendArgs& append = *args.append;
+  return append.qkv != nullptr && append.ld_qkv % 8 == 0 &&
+         reinterpret_cast<std::uintptr_t>(append.qkv) % 16 == 0 && append.dtype == args.dtype &&
+         append.tokens == args.sequences && append.heads == args.heads &&
+         append.kv_heads == args.kv_heads && append.head_dim == args.head_dim &&
+         append.rope_dim <= args.head_dim && append.rope_dim % 2 == 0 &&
+         append.layer_cache == args.layer_cache && append.kv.PageStride() == args.kv.PageStride();
 }
 
 }  // namespace
+}  // namespace decode
 
-std::int64_t DecodeWorkspaceBytes(const AttentionArgs&) { return 0; }
+std::int64_t AttentionWorkspaceBytes(const AttentionArgs& args) {
+  const int rows = std::min(args.heads / args.kv_heads, decode::kRows);
+  return std::max(std::int64_t{4} * kAttentionFlags * rows * (PaddedHeadDim(args.head_dim) + 4),
+                  WgmmaWorkspaceBytes(args));
+}
 
 cudaError_t DecodeAttention(const AttentionArgs& args, LaunchOptions options) {
   if (args.sequences == 0) return cudaSuccess;
-  if (!ValidAttention(args) || args.split_tokens % kPageTokens != 0) return cudaErrorInvalidValue;
+  const bool even = args.split_tokens == kSplitEvenly;
+  if (!ValidAttention(args) || (!even && args.split_tokens % kPageTokens != 0) ||
+      (even && (args.flags == nullptr || args.workspace == nullptr)) ||
+      reinterpret_cast<std::uintptr_t>(args.q) % 16 != 0 ||
+      (args.append != nullptr && !decode::ValidAppend(args))) {
+    return cudaErrorInvalidValue;
+  }
   return ByDType(args.dtype, [&]<typename T>() {
-    return ByTiles<T>(args.dtype, args.kv.dtype, args.head_dim,
-                      [&]<typename Tiles>() { return LaunchDecode<T, Tiles>(args, options); });
+    return ByTiles<T>(args.dtype, args.kv.dtype, args.head_dim, [&]<typename Tiles>() {
+      return decode::LaunchDecode<T, Tiles>(args, options);
+    });
   });
 }
 

@@ -6,6 +6,7 @@
 namespace nibble::cuda {
 
 bool SupportsWgmmaPrefill(const AttentionArgs& args);
+std::int64_t WgmmaWorkspaceBytes(const AttentionArgs& args);
 cudaError_t WgmmaPrefill(const AttentionArgs& args, LaunchOptions options);
 
 }  // namespace nibble::cuda

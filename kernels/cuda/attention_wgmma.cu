@@ -3,10 +3,11 @@
 // A tile is 128 rows of one kv head: consecutive queries times the query heads that share the kv
 // head, so that keys and values are read once for all of them. Two consumer warpgroups own 64 rows
 // each. A third, the producers, runs ahead of them, into the next tile: it brings queries, and keys
-// and values page by page, from the last visible ones to the first, two stages deep. A 16-bit cache
-// is copied by one thread through a tensor map; an 8-bit one is widened by all producers on the
-// way. While one consumer has its products in the tensor cores the other computes its softmax, and
-// within a consumer the softmax of a stage overlaps out += p v of the stage before.
+// and values page by page, from the last visible ones to the first, two stages deep. Where tiles
+// are few each is several items, parts of its keys; the last that is done adds them up. A 16-bit
+// cache is copied by one thread through a tensor map; an 8-bit one is widened by all producers on
+// the way. While one consumer has its products in the tensor cores the other computes its softmax,
+// and within a consumer the softmax of a stage overlaps out += p v of the stage before.
 #include <algorithm>
 
 #include "kernels/cuda/attention_bytes.cuh"
@@ -23,9 +24,13 @@ enum class Cached { kHalf, kFloat8, kInt8 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-// Tiles of the most keys first, whatever their sequence; false: the sequence has fewer rows.
+// Tiles of the most keys first, whatever their sequence; false: the sequence has fewer rows, or the
+// tile fewer parts.
 __device__ __forceinline__ bool FindTile(const Params& p, int item, int keys, Tile* tile) {
   const AttentionArgs& a = p.args;
+  tile->part = item % p.splits;
+  item /= p.splits;
+  tile->index = item;
   const int head_tiles = a.heads / p.pack, across = head_tiles * a.sequences;
   const int s = item % across / head_tiles;
   tile->sequence = s;
@@ -37,9 +42,12 @@ __device__ __forceinline__ bool FindTile(const Params& p, int item, int keys, Ti
   tile->rows = end - begin;
   tile->first_row = (p.row_tiles - 1 - item / across) * p.tile_queries;
   tile->position = tile->context - tile->rows + tile->first_row;
-  tile->last = min(tile->context - 1, tile->position + p.tile_queries - 1) / keys;
-  tile->first = a.window > 0 ? max(0, tile->position - a.window + 1) / keys : 0;
-  return tile->first_row < tile->rows;
+  const int last = min(tile->context - 1, tile->position + p.tile_queries - 1) / keys;
+  const int first = a.window > 0 ? max(0, tile->position - a.window + 1) / keys : 0;
+  tile->parts = min(p.splits, last - first + 1);
+  tile->first = first + (last - first + 1) * tile->part / tile->parts;
+  tile->last = first + (last - first + 1) * (tile->part + 1) / tile->parts - 1;
+  return tile->first_row < tile->rows && tile->part < tile->parts;
 }
 
 // One thread: finds the block's next tile and tells all that read tiles; false: there is none. A
@@ -299,6 +307,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
+// Few tiles are split by keys, so that they occupy the SMs: into so many parts in all, of at least
+// so many stages each.
+constexpr int kMostParts = 160, kLeastStages = 4;
+static_assert(kMostParts * kConsumers <= kAttentionFlags);
+
 // Heads of a tile: as many of a kv head's group as divide it, at most 16.
 int PackedHeads(int group) {
   int pack = std::min(group, 16);
@@ -320,16 +333,20 @@ cudaError_t LaunchTiles(const AttentionArgs& args, LaunchOptions options) {
                                  kPageTokens);
     if (error != cudaSuccess) return error;
   }
+  int device = 0, sms = 0;
+  error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
   p.row_tiles = (args.max_queries + p.tile_queries - 1) / p.tile_queries;
-  p.items = p.row_tiles * args.sequences * (args.heads / p.pack);
-  int device = 0, blocks = p.items;
-  if (args.counter != nullptr) {  // a block an SM
-    error = cudaGetDevice(&device);
-    if (error != cudaSuccess) return error;
-    error = cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, device);
-    if (error != cudaSuccess) return error;
-    blocks = std::min(blocks, p.items);
+  const int tiles = p.row_tiles * args.sequences * (args.heads / p.pack);
+  p.splits = 1;
+  if (args.flags != nullptr && args.workspace != nullptr) {
+    const int stages = (args.max_context + TileKeys<kDim>() - 1) / TileKeys<kDim>();
+    p.splits = std::max(1, std::min(std::min(sms, kMostParts) / tiles, stages / kLeastStages));
   }
+  p.items = tiles * p.splits;
+  const int blocks = args.counter != nullptr ? std::min(sms, p.items) : p.items;  // one an SM
   return Launch(WgmmaPrefillKernel<T, kDim, kCached>, blocks, kThreads, SharedBytes<kDim>(),
                 options, p);
 }
@@ -344,6 +361,11 @@ cudaError_t LaunchByDim(const AttentionArgs& args, LaunchOptions options) {
 
 }  // namespace
 }  // namespace prefill
+
+std::int64_t WgmmaWorkspaceBytes(const AttentionArgs& args) {
+  const int fours = PaddedHeadDim(args.head_dim) / 8 + 1;
+  return std::int64_t{prefill::kMostParts} * prefill::kConsumers * fours * 128 * 16;
+}
 
 bool SupportsWgmmaPrefill(const AttentionArgs& args) {
   const auto aligned = [](const void* pointer) {

@@ -11,8 +11,9 @@ inline constexpr int kConsumers = 2;
 inline constexpr int kThreads = 128 * (kConsumers + 1);
 inline constexpr int kRows = 64 * kConsumers;
 inline constexpr int kStages = 2;
-// Hardware barriers: whose turn it is (+ index of the consumer), of both consumers.
-inline constexpr int kTurnBarrier = 1, kConsumersBarrier = 3;
+// Hardware barriers: whose turn it is (+ index of the consumer), of both consumers, of one (+
+// index).
+inline constexpr int kTurnBarrier = 1, kConsumersBarrier = 3, kGroupBarrier = 4;
 
 // Keys of a tile: two pages, but one where a head of 256 fills the registers and shared memory.
 template <int kDim>
@@ -32,12 +33,13 @@ constexpr int TileBytes() {  // keys, or values
   return Halves<kDim>() * TileKeys<kDim>() * 128;
 }
 
-// A tile of rows, as the producers found it.
+// A tile of rows and a part of its keys, as the producers found it.
 struct Tile {
   int sequence;  // -1: no more
   int head, kv_head, row_begin, rows, first_row, context;
-  int position;     // of the first row
-  int first, last;  // stages of keys
+  int position;            // of the first row
+  int first, last;         // stages of keys
+  int index, part, parts;  // which tile; which part of its keys, of how many
 };
 
 // The part of shared memory after queries, keys and values. Barriers of keys, then of values.
@@ -46,6 +48,7 @@ struct Control {
   std::uint64_t queries_full, queries_empty;
   std::uint64_t tile_full[2], tile_empty[2];
   Tile tiles[2];
+  bool last_part[kConsumers];
 };
 
 template <int kDim>
@@ -60,8 +63,15 @@ struct Params {
   int pack;           // heads of a tile
   int tile_queries;   // kRows / pack
   int row_tiles;      // of the longest sequence
-  int items;          // row_tiles * sequences * heads / pack
+  int splits;         // parts of a tile's keys, at most
+  int items;          // row_tiles * sequences * heads / pack * splits
 };
+
+// What a consumer leaves of a part: float4[PartFours][128 threads], outputs, maxima and sums.
+template <int kDim>
+constexpr int PartFours() {
+  return kDim / 8 + 1;
+}
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
@@ -266,6 +276,63 @@ __device__ __forceinline__ void WriteTile(const Params& p, const Tile& tile,
   }
 }
 
+// Leaves a part's result in the workspace; the last of a tile's parts writes the sum of all, in
+// order.
+template <typename T, int kDim>
+__device__ __forceinline__ void MergeParts(const Params& p, const Tile& tile,
+                                           const Accumulators<kDim>& out, const Softmax& softmax,
+                                           const AttentionScale& scale, int warp_row,
+                                           Control* control) {
+  constexpr int kFours = kDim / 8, kSize = Accumulators<kDim>::kSize;
+  const int group = threadIdx.x / 128, thread = threadIdx.x % 128;
+  float4* parts =
+      static_cast<float4*>(p.args.workspace) +
+      std::int64_t{tile.index * kConsumers + group} * p.splits * PartFours<kDim>() * 128 + thread;
+  const auto at = [&](int part, int i) { return parts + (part * PartFours<kDim>() + i) * 128; };
+#pragma unroll
+  for (int i = 0; i < kFours; ++i) {
+    const float* v = &out.part[i * 4 / kSize][i * 4 % kSize];
+    __stcg(at(tile.part, i), make_float4(v[0], v[1], v[2], v[3]));
+  }
+  __stcg(at(tile.part, kFours),
+         make_float4(softmax.max[0], softmax.max[1], softmax.sum[0], softmax.sum[1]));
+  __threadfence();
+  ptx::NamedBarrier(kGroupBarrier + group, 128);
+  if (thread == 0) {
+    std::uint32_t* count = p.args.flags + tile.index * kConsumers + group;
+    const bool last = atomicAdd(count, 1) + 1 == static_cast<std::uint32_t>(tile.parts);
+    if (last) *count = 0;
+    control->last_part[group] = last;
+    __threadfence();
+  }
+  ptx::NamedBarrier(kGroupBarrier + group, 128);
+  if (!__any_sync(~0u, control->last_part[group])) return;
+
+  Softmax all;
+  for (int part = 0; part < p.splits; ++part) {
+    const float4 v = __ldcg(at(min(part, tile.parts - 1), kFours));
+    all.max[0] = fmaxf(all.max[0], v.x), all.max[1] = fmaxf(all.max[1], v.y);
+  }
+  Accumulators<kDim> sum;
+  sum.Clear();
+  for (int part = 0; part < p.splits; ++part) {
+    const float4 own = __ldcg(at(min(part, tile.parts - 1), kFours));
+    const auto factor_of = [&](float max, float all_max) {
+      return part >= tile.parts || max == -INFINITY ? 0.0f : PowerOf2((max - all_max) * scale.unit);
+    };
+    const float factor[2] = {factor_of(own.x, all.max[0]), factor_of(own.y, all.max[1])};
+    all.sum[0] += own.z * factor[0], all.sum[1] += own.w * factor[1];
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) {
+      const float4 v = __ldcg(at(min(part, tile.parts - 1), i));
+      float* to = &sum.part[i * 4 / kSize][i * 4 % kSize];
+      to[0] += v.x * factor[0], to[1] += v.y * factor[0];
+      to[2] += v.z * factor[1], to[3] += v.w * factor[1];
+    }
+  }
+  WriteTile<T, kDim>(p, tile, sum, all, scale, warp_row);
+}
+
 // A consumer warpgroup: tile after tile.
 template <typename T, int kDim>
 __device__ __forceinline__ void Consume(const Params& p, std::uint32_t queries_at,
@@ -362,7 +429,11 @@ __device__ __forceinline__ void Consume(const Params& p, std::uint32_t queries_a
     out.Pin();
     arrive(&control->empty[kStages + at % kStages]);
     ++at;
-    WriteTile<T, kDim>(p, tile, out, softmax, scale, warp_row);
+    if (__any_sync(~0u, tile.parts == 1)) {
+      WriteTile<T, kDim>(p, tile, out, softmax, scale, warp_row);
+    } else {
+      MergeParts<T, kDim>(p, tile, out, softmax, scale, warp_row, control);
+    }
   }
   if (group == 0) ptx::NamedBarrier(kTurnBarrier, 128 * kConsumers);  // the turn given last
 }

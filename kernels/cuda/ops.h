@@ -162,6 +162,45 @@ bool SupportsGrouped(const PackedShape& shape);
 cudaError_t CombineExperts(DType dtype, float* sum, const void* y, const ExpertRoutes& routes,
                            int top_k, bool add, int tokens, int dim, LaunchOptions options);
 
+// Few tokens: three kernels are the whole mixture. Their routes are SortByExpert's.
+inline constexpr int kFewTokens = 64;
+inline constexpr int kRouteCounters = 1 + kFewTokens / 4;
+
+// The router's product and SortByExpert of at most kFewTokens tokens.
+struct RouteArgs {
+  DType dtype = DType::kF16;
+  const void* x = nullptr;  // T[tokens, k], rows ldx apart; k and ldx multiples of 8
+  std::int64_t ldx = 0;
+  const void* router = nullptr;  // T[experts, k]
+  float* logits = nullptr;       // f32[tokens, experts]: written
+  ExpertRoutes routes;
+  int tokens = 0, k = 0, experts = 0, top_k = 0;
+  bool renormalize = false;
+  std::uint32_t* counters = nullptr;  // kRouteCounters words, zero before and after
+};
+cudaError_t RouteTokens(const RouteArgs& args, LaunchOptions options);
+
+// Products of at most kFewTokens tokens with the experts that `routes` gives them. w is expert 0;
+// the others follow it, each shape.Bytes() large.
+struct FewExpertsArgs {
+  PackedMatrix w;
+  DType dtype = DType::kF16;
+  const void* x = nullptr;  // rows ldx apart, 16-byte aligned
+  std::int64_t ldx = 0;
+  void* out = nullptr;
+  std::int64_t ldo = 0;
+  ExpertRoutes routes;
+  int tokens = 0, experts = 0, top_k = 0;
+  Gate gate = Gate::kSilu;
+};
+// out T[tokens * top_k, n / 2] = gate(x w_gate^T) * (x w_up^T) in the order of the routes' rows, of
+// x T[tokens, k]; the gate's rows are the first half of w.
+cudaError_t FewExpertsGlu(const FewExpertsArgs& args, LaunchOptions options);
+// out T[tokens, n] = each token's sum over its experts of weight * x w^T, of x T[tokens * top_k,
+// k].
+cudaError_t FewExpertsSum(const FewExpertsArgs& args, LaunchOptions options);
+bool SupportsFewExperts(const PackedShape& shape);
+
 // ---- Norms, embedding, gates
 // -------------------------------------------------------------------------------
 
@@ -228,6 +267,9 @@ struct RopeAppendArgs {
 };
 cudaError_t RopeAppend(const RopeAppendArgs& args, LaunchOptions options);
 
+inline constexpr int kSplitEvenly = -1;
+inline constexpr int kAttentionFlags = 512;
+
 // Causal attention over the paged cache. Row r of sequence s sits at position context[s] -
 // queries(s) + r; a key at p is visible iff p <= position and (window == 0 or position - p <
 // window).
@@ -250,11 +292,18 @@ struct AttentionArgs {
   int window = 0;
   float softcap = 0.0f;
   const float* sinks = nullptr;  // f32[heads] or null
-  // Decode: about split_tokens keys (a multiple of 64) of the longest sequence a block. Blocks of a
-  // sequence, at most 16, share its pages evenly whatever max_context says, and merge within the
-  // kernel.
-  int split_tokens = 0;       // 0: chosen
-  void* workspace = nullptr;  // of DecodeWorkspaceBytes; none is needed now
+  // Decode: about split_tokens keys (a multiple of 64) of the longest sequence a block; blocks of a
+  // sequence, at most 16, share its pages and merge within the kernel. kSplitEvenly: some blocks an
+  // SM share the pages of all sequences, whatever max_context says; needs workspace and flags.
+  int split_tokens = 0;  // 0: chosen
+  // With both, decode may split evenly, and prefill of few rows splits their keys. Launches that
+  // may overlap need their own.
+  void* workspace = nullptr;  // of AttentionWorkspaceBytes
+  std::uint32_t* flags =
+      nullptr;  // kAttentionFlags words, zero before the first launch and after each
+  // Decode: RopeAppend(*append) is part of this launch, to the same bits, save that q is not
+  // written back. Row s of append->qkv, which stands for `q`, is the newest token of sequence s.
+  const RopeAppendArgs* append = nullptr;
   // Decode, launched dependent: all that this reads except q and the newest key and value of each
   // sequence was complete before the stream's last launch that was not dependent. Then the cache is
   // on its way before the previous kernel has ended.
@@ -264,7 +313,11 @@ struct AttentionArgs {
   std::int32_t* counter = nullptr;
   bool portable = false;  // prefill: the kernel for every device, for tests and benches
 };
-std::int64_t DecodeWorkspaceBytes(const AttentionArgs& args);
+// Of args' heads and head_dim, whatever the sequences.
+std::int64_t AttentionWorkspaceBytes(const AttentionArgs& args);
+inline std::int64_t DecodeWorkspaceBytes(const AttentionArgs& args) {
+  return AttentionWorkspaceBytes(args);
+}
 cudaError_t DecodeAttention(const AttentionArgs& args, LaunchOptions options);
 cudaError_t PrefillAttention(const AttentionArgs& args, LaunchOptions options);
 

@@ -71,9 +71,12 @@ class Step {
     args_.ld_pages = ld_pages;
     args_.kv = kv_;
     args_.scale = 1.0f / std::sqrt(static_cast<float>(h.dim));
-    workspace_ = DeviceArray<std::uint8_t>(DecodeWorkspaceBytes(args_));
+    workspace_ = DeviceArray<std::uint8_t>(AttentionWorkspaceBytes(args_));
     args_.workspace = workspace_.get();
+    flags_ = DeviceArray<std::uint32_t>(std::vector<std::uint32_t>(kAttentionFlags, 0));
+    args_.flags = flags_.get();
     args_.layer_cache = cache_.get();
+    if (queries == 1) MakeAppend(pages, ld_pages);
   }
 
   AttentionArgs& args() { return args_; }
@@ -91,20 +94,54 @@ class Step {
     return 4.0 * heads_.heads * heads_.dim * pairs;
   }
 
-  double Time(cudaError_t (*attention)(const AttentionArgs&, LaunchOptions), int launches) {
+  // How decode gets its newest keys: they are there, by a launch before, by its own.
+  enum class Append { kNone, kBefore, kWithin };
+
+  double Time(cudaError_t (*attention)(const AttentionArgs&, LaunchOptions), int launches,
+              Append how = Append::kNone) {
     return MedianReplay([&](cudaStream_t stream) {
-             for (int i = 0; i < launches; ++i) {
-               AttentionArgs args = args_;
-               args.layer_cache = cache_.get() + i % layers_ * LayerBytes();
-               NIBBLE_CUDA_OK(attention(args, {stream, i > 0}));
-             }
+             for (int i = 0; i < launches; ++i) Launch(attention, {stream, i > 0}, i, how);
            }) /
            launches;
   }
   int layers() const { return layers_; }
 
  private:
+  void Launch(cudaError_t (*attention)(const AttentionArgs&, LaunchOptions), LaunchOptions options,
+              int layer, Append how) {
+    AttentionArgs args = args_;
+    RopeAppendArgs append = append_;
+    args.layer_cache = append.layer_cache = cache_.get() + layer % layers_ * LayerBytes();
+    if (how == Append::kBefore) {
+      NIBBLE_CUDA_OK(RopeAppend(append, options));
+      options.dependent = true;
+    }
+    if (how == Append::kWithin) args.append = &append;
+    NIBBLE_CUDA_OK(attention(args, options));
+  }
   std::int64_t LayerBytes() const { return kv_.LayerStride() * BitsOf(kv_.dtype) / 8; }
+
+  void MakeAppend(const std::vector<std::int32_t>& pages, int ld_pages) {
+    std::vector<std::int32_t> slots, positions;
+    for (std::size_t s = 0; s < contexts_.size(); ++s) {
+      const int newest = contexts_[s] - 1;
+      positions.push_back(newest);
+      slots.push_back(pages[s * ld_pages + newest / 64] * 64 + newest % 64);
+    }
+    slots_ = DeviceArray<std::int32_t>(slots);
+    positions_ = DeviceArray<std::int32_t>(positions);
+    std::vector<float> inv_freq(heads_.dim / 2);
+    for (int j = 0; j < heads_.dim / 2; ++j) inv_freq[j] = std::pow(5e5f, -2.0f * j / heads_.dim);
+    inv_freq_ = DeviceArray<float>(inv_freq);
+    append_.qkv = q_.get();
+    append_.ld_qkv = args_.ld_q;
+    append_.tokens = args_.sequences, append_.heads = heads_.heads;
+    append_.kv_heads = heads_.kv_heads, append_.head_dim = append_.rope_dim = heads_.dim;
+    append_.inv_freq = inv_freq_.get();
+    append_.positions = positions_.get();
+    append_.slots = slots_.get();
+    append_.kv = kv_;
+  }
 
   // A million random elements over and over; scales all alike.
   void FillCache(std::mt19937& rng) {
@@ -133,8 +170,12 @@ class Step {
   DeviceArray<std::uint8_t> cache_;
   DeviceArray<std::uint16_t> q_, out_;
   DeviceArray<std::int32_t> offsets_, pages_, d_contexts_;
+  DeviceArray<std::int32_t> slots_, positions_;
+  DeviceArray<float> inv_freq_;
   DeviceArray<std::uint8_t> workspace_;
+  DeviceArray<std::uint32_t> flags_;
   AttentionArgs args_;
+  RopeAppendArgs append_;
 };
 
 double Error(const std::vector<float>& out, const std::vector<float>& expected) {
@@ -184,20 +225,27 @@ void TimeDecode(const Heads& h, const char* name, const std::vector<int>& contex
   Step step(h, contexts, 1, true);
   step.args().query_offsets = nullptr;
   step.args().max_context = std::max(bound, step.args().max_context);
-  const DeviceArray<std::uint8_t> workspace(DecodeWorkspaceBytes(step.args()));
-  step.args().workspace = workspace.get();
   step.args().split_tokens = split_tokens;
-  const double us = step.Time(DecodeAttention, std::max(step.layers(), 8));
+  const int launches = std::max(step.layers(), 8);
+  const double us = step.Time(DecodeAttention, launches);
   step.args().early = true;
-  const double early = step.Time(DecodeAttention, std::max(step.layers(), 8));
-  std::printf("decode,%d/%d,%d,%s,%s,%zu,%d,%d,%.2f,%.2f,%.2f\n", h.heads, h.kv_heads, h.dim,
-              NameOf(h.kv), name, contexts.size(), step.args().max_context, split_tokens, us,
-              step.Bytes() / us * 1e-6, early);
+  const double early = step.Time(DecodeAttention, launches);
+  const double before = step.Time(DecodeAttention, launches, Step::Append::kBefore);
+  const double within = step.Time(DecodeAttention, launches, Step::Append::kWithin);
+  step.args().split_tokens = kSplitEvenly;
+  const double even = step.Time(DecodeAttention, launches, Step::Append::kWithin);
+  step.args().split_tokens = 0, step.args().flags = nullptr;
+  const double clusters = step.Time(DecodeAttention, launches, Step::Append::kWithin);
+  std::printf("decode,%d/%d,%d,%s,%s,%zu,%d,%d,%.2f,%.2f,%.2f,%.2f,%.2f,%.2f,%.2f\n", h.heads,
+              h.kv_heads, h.dim, NameOf(h.kv), name, contexts.size(), step.args().max_context,
+              split_tokens, us, step.Bytes() / us * 1e-6, early, before, within, even, clusters);
   std::fflush(stdout);
 }
 
 void PrintDecodeHeader() {
-  std::printf("phase,heads,dim,kv,contexts,sequences,bound,split_tokens,us,kv_TBps,early_us\n");
+  std::printf(
+      "phase,heads,dim,kv,contexts,sequences,bound,split_tokens,us,kv_TBps,early_us,"
+      "append_before_us,append_within_us,even_us,clusters_us\n");
 }
 
 void Decode(const Heads& h) {
@@ -207,7 +255,9 @@ void Decode(const Heads& h) {
                                                                                      {1, 8192},
                                                                                      {1, 32768},
                                                                                      {4, 1024},
+                                                                                     {8, 1024},
                                                                                      {16, 1024},
+                                                                                     {32, 1024},
                                                                                      {64, 1024},
                                                                                      {64, 8192}}) {
     TimeDecode(h, std::to_string(context).c_str(), std::vector<int>(sequences, context), 0);
