@@ -113,8 +113,9 @@ absl::StatusOr<std::int64_t> ParseInteger(absl::string_view text, std::int64_t l
 }
 
 absl::StatusOr<std::optional<DType>> ParseKvDType(absl::string_view text) {
-  static const Names<std::optional<DType>> kNames{
-      {"auto", std::nullopt}, {"f32", DType::kF32}, {"f16", DType::kF16}, {"bf16", DType::kBF16}};
+  static const Names<std::optional<DType>> kNames{{"auto", std::nullopt},  {"f32", DType::kF32},
+                                                  {"f16", DType::kF16},    {"bf16", DType::kBF16},
+                                                  {"fp8", DType::kF8E4M3}, {"int8", DType::kI8}};
   return ByName<std::optional<DType>>(text, kNames);
 }
 

@@ -88,9 +88,9 @@ absl::StatusOr<std::unique_ptr<Runner>> CudaBackend::Compile(const Program& prog
                                                              ModelWeights weights,
                                                              const KvLayout& kv,
                                                              const StepLimits& limits) {
-  if (kv.dtype != context_->dtype) {
+  if (kv.dtype != context_->dtype && kv.dtype != DType::kF8E4M3 && kv.dtype != DType::kI8) {
     return absl::UnimplementedError(absl::StrCat(
-        "the cuda backend keeps keys and values in the type it computes in, ",
+        "the cuda backend keeps keys and values as F8_E4M3, I8 or the type it computes in, ",
         NameOf(context_->dtype), ", not ", NameOf(kv.dtype), "; change --kv-dtype or --compute"));
   }
   context_->lanes.Release();  // weights are there: what they came through makes room

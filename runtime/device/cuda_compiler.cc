@@ -383,13 +383,17 @@ absl::Status CudaCompiler::Emit(const AttentionOp& op) {
   args.softcap = op.softcap;
   args.sinks = Vector(op.sinks);
   args.workspace = Scratch<char>(to_.attention_at_);
+  args.counter = Scratch<std::int32_t>(to_.zeros_at_) + cuda::kProductFlags;
   const std::int32_t* query_offsets = step_.layout->query_offsets(step_.inputs);
   CudaProgram::Launch& launch =
       Add("attention", [args, query_offsets](const Shape& shape, Options options) {
         cuda::AttentionArgs each = args;
         each.sequences = shape.sequences;
         each.max_context = shape.max_context;
-        if (shape.decode) return cuda::DecodeAttention(each, options);
+        if (shape.decode) {
+          each.early = options.dependent;  // only a step's first launch depends on nothing
+          return cuda::DecodeAttention(each, options);
+        }
         each.query_offsets = query_offsets;
         each.max_queries = shape.max_queries;
         return cuda::PrefillAttention(each, options);

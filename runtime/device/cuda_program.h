@@ -81,7 +81,7 @@ class CudaProgram {
     std::int64_t chosen = -1, offsets = -1, tokens = -1, rows = -1;    // ExpertRoutes
     std::int64_t inputs = -1, gate_up = -1, activated = -1, out = -1;  // of rows
   } moe_;
-  static constexpr std::int64_t kZeroWords = cuda::kProductFlags;
+  static constexpr std::int64_t kZeroWords = cuda::kProductFlags + 2;
 
   std::byte* memory_ = nullptr;
   ModelWeights weights_;

@@ -39,7 +39,7 @@ void ModelFlags::AddTo(CLI::App& app) {
       ->group(group);
   app.add_option("--kv-memory", kv_memory, "of the KV cache, BYTES or PERCENT (what is left)")
       ->group(group);
-  app.add_option("--kv-dtype", kv_dtype, "of the KV cache (auto)")->group(group);
+  app.add_option("--kv-dtype", kv_dtype, "of the KV cache: auto, f32, f16, bf16, fp8 or int8")->group(group);
   app.add_option("--compute", compute,
                  "narrowest type of activations: auto, f32, f16, bf16, fp8 or int8")
       ->group(group);

@@ -247,6 +247,21 @@ TEST_P(CudaRunnerTest, MemoryIsWhatThePlanSaid) {
   EXPECT_EQ(runner->memory().kv_bytes, kv);
 }
 
+TEST_P(CudaRunnerTest, KeepsKeysAndValuesInEightBits) {
+  NIBBLE_REQUIRE_CUDA(cuda, GetParam());
+  const auto expected_runner = Compile(*cuda, MakeModel(*cuda));
+  const auto expected = Follow(*expected_runner, 0, Prompt(100, 7), 60, Prompt(12, 3));
+  for (const DType dtype : {DType::kF8E4M3, DType::kI8}) {
+    TinyModel model = MakeModel(*cuda);
+    model.kv.dtype = dtype;
+    const std::int64_t kv = model.kv.TotalBytes();
+    const auto runner = Compile(*cuda, std::move(model));
+    EXPECT_EQ(runner->memory().kv_bytes, kv);
+    SCOPED_TRACE(NameOf(dtype));
+    ExpectNear(expected, Follow(*runner, 0, Prompt(100, 7), 60, Prompt(12, 3)), 1.0);
+  }
+}
+
 TEST_P(CudaRunnerTest, RefusesWhatItCannotKeep) {
   NIBBLE_REQUIRE_CUDA(cuda, GetParam());
   TinyModel model = MakeModel(*cuda);
