@@ -26,12 +26,12 @@ LoadSpec MakeLoadSpec(const ServeOptions& options, std::int64_t device_bytes) {
   spec.plan.max_context = options.max_context;
   spec.plan.max_batch = options.max_batch;
   spec.plan.compute = options.compute;
+  spec.plan.deterministic = options.deterministic;
   spec.quantize = options.quantize;
   spec.admission = options.admission;
   spec.max_queue = options.max_queue;
   spec.max_itl = options.max_itl;
   spec.default_max_tokens = options.default_max_tokens;
-  spec.deterministic = options.deterministic;
   spec.backend.device = options.device;
   spec.backend.threads = options.threads;
   spec.backend.compute = options.compute;

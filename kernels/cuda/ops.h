@@ -48,6 +48,16 @@ enum class Output : std::uint8_t {
 
 enum class Gate : std::uint8_t { kSilu, kGeluTanh };
 
+// How a product is cut into work. kFastest: as suits the number of rows, so that a row's last bits
+// depend on how many are beside it. The others give a row the same bits in any company and at any
+// place: 16 rows at a time through the decode kernel (kTiles where it has no instance), or tiles
+// that are never split.
+enum class ProductCut : std::uint8_t { kFastest, kStream, kTiles };
+
+// What such products may write of x's, out's, the residual stream's and the norms' rows: m rounded
+// up to so many. From m on they mean nothing.
+inline constexpr int kInvariantRows = 64;
+
 // RMS normalisation without a kernel of its own: whoever writes the residual stream also writes
 // normed = T(residual * weight) and, for each token and 16 columns, the sum of squares; whoever
 // reads `normed` as activations multiplies its result by 1 / sqrt(sum / dim + eps).
@@ -85,6 +95,7 @@ struct ProductArgs {
   std::int64_t ldo = 0;
   float* residual = nullptr;
   NormOutput norm_out;
+  ProductCut cut = ProductCut::kFastest;
   bool dependent =
       true;  // programmatic dependent launch: may start before the stream's previous kernel ends
 };

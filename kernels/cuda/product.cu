@@ -37,28 +37,6 @@ int RawTokens(std::int64_t n) {
   return static_cast<int>(std::max<std::int64_t>(256, kRawInCache / (2 * n) / 256 * 256));
 }
 
-// Tokens [first, first + count) of the same product.
-ProductArgs Tokens(const ProductArgs& args, int first, int count) {
-  const std::int64_t n = args.w.shape.n;
-  const auto move = [&](auto* at, std::int64_t elements) {
-    return at == nullptr ? nullptr : at + first * elements;
-  };
-  const auto move_halves = [&](auto* at, std::int64_t elements) {  // of type T, behind a void
-    using Bytes =
-        std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(at)>>, const char, char>;
-    return move(static_cast<Bytes*>(at), 2 * elements);
-  };
-  ProductArgs part = args;
-  part.m = count;
-  part.x = move_halves(args.x, args.ldx);
-  part.norm_in.square_sums = move(args.norm_in.square_sums, args.norm_in.count);
-  part.out = move_halves(args.out, args.ldo);
-  part.residual = move(args.residual, n);
-  part.norm_out.normed = move_halves(args.norm_out.normed, n);
-  part.norm_out.square_sums = move(args.norm_out.square_sums, (n + kTileRows - 1) / kTileRows);
-  return part;
-}
-
 }  // namespace
 
 std::int64_t RawBytes(int m, std::int64_t n) { return 2 * n * std::min(m, RawTokens(n)); }
@@ -66,6 +44,7 @@ std::int64_t RawBytes(int m, std::int64_t n) { return 2 * n * std::min(m, RawTok
 cudaError_t DenseProduct(const ProductArgs& args, const void* w, const ProductScratch& scratch,
                          cudaStream_t stream) {
   if (args.m == 0) return cudaSuccess;
+  if (args.cut != ProductCut::kFastest) return InvariantDenseProduct(args, w, scratch, stream);
   if (args.m < 0 || args.x == nullptr || w == nullptr || scratch.cublas == nullptr ||
       (args.output == Output::kGlu && args.w.shape.n % 32 != 0) ||
       (args.output == Output::kResidual ? args.residual == nullptr : args.out == nullptr)) {
@@ -83,7 +62,7 @@ cudaError_t DenseProduct(const ProductArgs& args, const void* w, const ProductSc
   if (scratch.raw == nullptr) return cudaErrorInvalidValue;
   const int most = RawTokens(args.w.shape.n);
   for (int first = 0; first < args.m; first += most) {
-    const ProductArgs part = Tokens(args, first, std::min(most, args.m - first));
+    const ProductArgs part = RowsOf(args, first, std::min(most, args.m - first));
     cudaError_t error =
         Gemm(scratch.cublas, part, w, scratch.raw, args.w.shape.n, /*f32=*/false, stream);
     if (error == cudaSuccess) error = FinishProduct(part, {scratch.raw, false}, {stream, true});
@@ -151,6 +130,7 @@ Path ChoosePath(const ProductArgs& args, const ProductScratch& scratch, float ti
 
 cudaError_t Product(const ProductArgs& args, const ProductScratch& scratch, cudaStream_t stream) {
   if (args.m == 0) return cudaSuccess;
+  if (args.cut != ProductCut::kFastest) return InvariantProduct(args, stream);
   int device = 0, sms = 0, major = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess)

@@ -187,6 +187,8 @@ cudaError_t GroupedProduct(const GroupedProductArgs& args, cudaStream_t stream) 
   const int share = product.m / args.experts;
   TilePlan plan;
   plan.tokens = share >= 96 ? 128 : share >= 24 ? 64 : 16;
+  if (product.cut == ProductCut::kStream) plan.tokens = 16;
+  if (product.cut == ProductCut::kTiles) plan.tokens = 128;
   return LaunchTileProduct(product, plan, {}, args.experts, args.offsets, stream);
 }
 

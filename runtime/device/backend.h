@@ -56,6 +56,13 @@ struct StepLimits {
   std::int32_t max_context = 2048;
 };
 
+// How a model is compiled, besides its limits.
+struct CompileOptions {
+  // A token's bits do not depend on what else is in its step, nor on its place there; two phases
+  // may still differ.
+  bool deterministic = false;
+};
+
 // What a Runner took from its device: the memory plan as it came out.
 struct RunnerMemory {
   std::int64_t weights_bytes = 0;
@@ -97,9 +104,6 @@ class Backend {
   // What activations are rounded to, for people: "f32", "int8 in blocks of 32".
   virtual std::string ComputeName() const = 0;
 
-  // Whether a token's bits do not depend on what else is in its step (--deterministic).
-  virtual bool batch_invariant() const { return true; }
-
   // Exactly the device bytes Pack will hold. Unimplemented names what this backend cannot run.
   virtual absl::StatusOr<std::int64_t> PackedBytes(std::span<const LinearSpec> specs,
                                                    PackAxis axis) const = 0;
@@ -115,7 +119,8 @@ class Backend {
   // Allocates the KV pool and the workspace; nothing is allocated in a step.
   virtual absl::StatusOr<std::unique_ptr<Runner>> Compile(const Program& program,
                                                           ModelWeights weights, const KvLayout& kv,
-                                                          const StepLimits& limits) = 0;
+                                                          const StepLimits& limits,
+                                                          const CompileOptions& options) = 0;
 };
 
 struct BackendOptions {

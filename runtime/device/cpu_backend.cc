@@ -94,7 +94,8 @@ std::int64_t CpuBackend::WorkspaceBytes(const Program& program, const StepLimits
 absl::StatusOr<std::unique_ptr<Runner>> CpuBackend::Compile(const Program& program,
                                                             ModelWeights weights,
                                                             const KvLayout& kv,
-                                                            const StepLimits& limits) {
+                                                            const StepLimits& limits,
+                                                            const CompileOptions&) {
   if (kv.dtype != DType::kF32 && kv.dtype != DType::kF16 && kv.dtype != DType::kBF16) {
     return absl::UnimplementedError(
         absl::StrCat("the cpu backend keeps keys and values as F32, F16 or BF16, not ",

@@ -29,8 +29,8 @@ class CpuBackend final : public Backend {
                                                      PackAxis axis) override;
   std::int64_t WorkspaceBytes(const Program& program, const StepLimits& limits) const override;
   absl::StatusOr<std::unique_ptr<Runner>> Compile(const Program& program, ModelWeights weights,
-                                                  const KvLayout& kv,
-                                                  const StepLimits& limits) override;
+                                                  const KvLayout& kv, const StepLimits& limits,
+                                                  const CompileOptions& options) override;
 
  private:
   CpuBackend(int threads, Compute compute, cpu::Isa isa);

@@ -87,7 +87,8 @@ std::int64_t CudaBackend::GraphsBytes(const Program& program, const StepLimits& 
 absl::StatusOr<std::unique_ptr<Runner>> CudaBackend::Compile(const Program& program,
                                                              ModelWeights weights,
                                                              const KvLayout& kv,
-                                                             const StepLimits& limits) {
+                                                             const StepLimits& limits,
+                                                             const CompileOptions& options) {
   if (kv.dtype != context_->dtype && kv.dtype != DType::kF8E4M3 && kv.dtype != DType::kI8) {
     return absl::UnimplementedError(absl::StrCat(
         "the cuda backend keeps keys and values as F8_E4M3, I8 or the type it computes in, ",
@@ -95,7 +96,7 @@ absl::StatusOr<std::unique_ptr<Runner>> CudaBackend::Compile(const Program& prog
   }
   context_->lanes.Release();  // weights are there: what they came through makes room
   ASSIGN_OR_RETURN(std::unique_ptr<CudaRunner> runner,
-                   CudaRunner::Create(context_, program, std::move(weights), kv, limits));
+                   CudaRunner::Create(context_, program, std::move(weights), kv, limits, options));
   return std::unique_ptr<Runner>(std::move(runner));
 }
 

@@ -18,8 +18,6 @@ class CudaBackend final : public Backend {
   const DeviceInfo& info() const override { return info_; }
   DType DefaultKvDType(Compute) const override { return context_->dtype; }
   std::string ComputeName() const override;
-  // Products of few and of many tokens add up in different orders.
-  bool batch_invariant() const override { return false; }
   absl::StatusOr<std::int64_t> PackedBytes(std::span<const LinearSpec> specs,
                                            PackAxis axis) const override;
   absl::StatusOr<std::unique_ptr<PackedLinear>> Pack(std::span<const LinearWeight> weights,
@@ -27,8 +25,8 @@ class CudaBackend final : public Backend {
   std::int64_t WorkspaceBytes(const Program& program, const StepLimits& limits) const override;
   std::int64_t GraphsBytes(const Program& program, const StepLimits& limits) const override;
   absl::StatusOr<std::unique_ptr<Runner>> Compile(const Program& program, ModelWeights weights,
-                                                  const KvLayout& kv,
-                                                  const StepLimits& limits) override;
+                                                  const KvLayout& kv, const StepLimits& limits,
+                                                  const CompileOptions& options) override;
 
  private:
   const DeviceInfo info_;

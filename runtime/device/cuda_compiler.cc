@@ -22,6 +22,19 @@ int RowsOf(const CudaStepShape& shape, bool per_logit_row) {
   return per_logit_row ? shape.rows : shape.tokens;
 }
 
+// A phase is the same whatever a step carries.
+cuda::ProductCut Cut(const CudaStepShape& shape, bool deterministic) {
+  if (!deterministic) return cuda::ProductCut::kFastest;
+  return shape.decode ? cuda::ProductCut::kStream : cuda::ProductCut::kTiles;
+}
+
+// Keys a block of decode attention, where its cut must not depend on the batch: up to 8 blocks of
+// the longest sequence, which share the pages of a shorter one.
+int FixedSplit(int max_context) {
+  constexpr int kPage = 64, kBlocks = 8;
+  return (max_context + kBlocks * kPage - 1) / (kBlocks * kPage) * kPage;
+}
+
 }  // namespace
 
 std::int64_t CudaCompiler::AttentionBytes(const Program& program, DType dtype,
@@ -309,10 +322,11 @@ void CudaCompiler::AddProduct(const std::string& what, const CudaSegment& segmen
                                  ? args.w.shape.n
                                  : expanded / (2 * args.w.shape.k) / kTileRows * kTileRows;
   CudaProgram::Launch& launch =
-      Add(what, [=, weights = segment.weights, dense = segment.dense, per_row = PerLogitRow(rows)](
-                    const Shape& shape, Options options) {
+      Add(what, [=, weights = segment.weights, dense = segment.dense, per_row = PerLogitRow(rows),
+                 deterministic = to_.options_.deterministic](const Shape& shape, Options options) {
         cuda::ProductArgs each = args;
         each.m = RowsOf(shape, per_row);
+        each.cut = Cut(shape, deterministic);
         each.dependent = options.dependent;
         if (DividesAtOnce(shape)) each.norm_in = {}, each.norm_out = {};
         if (dense) return cuda::DenseProduct(each, weights, scratch, options.stream);
@@ -385,11 +399,15 @@ absl::Status CudaCompiler::Emit(const AttentionOp& op) {
   args.workspace = Scratch<char>(to_.attention_at_);
   args.counter = Scratch<std::int32_t>(to_.zeros_at_) + cuda::kProductFlags;
   const std::int32_t* query_offsets = step_.layout->query_offsets(step_.inputs);
+  if (to_.options_.deterministic) {
+    args.max_context = to_.limits_.max_context;
+    args.split_tokens = FixedSplit(args.max_context);
+  }
   CudaProgram::Launch& launch =
       Add("attention", [args, query_offsets](const Shape& shape, Options options) {
         cuda::AttentionArgs each = args;
         each.sequences = shape.sequences;
-        each.max_context = shape.max_context;
+        if (each.split_tokens == 0) each.max_context = shape.max_context;
         if (shape.decode) {
           each.early = options.dependent;  // only a step's first launch depends on nothing
           return cuda::DecodeAttention(each, options);
@@ -492,9 +510,11 @@ void CudaCompiler::EmitGrouped(const MoeOp& op) {
     group.product.ldo = stack.n;
     group.experts = experts;
     group.offsets = routes.offsets;
-    CudaProgram::Launch& launch = Add(what, [=](const Shape& shape, Options options) {
+    CudaProgram::Launch& launch = Add(what, [=, deterministic = to_.options_.deterministic](
+                                                const Shape& shape, Options options) {
       cuda::GroupedProductArgs each = group;
       each.product.m = shape.tokens * top_k;
+      each.product.cut = Cut(shape, deterministic);
       each.product.dependent = options.dependent;
       return cuda::GroupedProduct(each, options.stream);
     });

@@ -30,8 +30,9 @@ CudaProgram::CudaProgram(Program program, DType dtype, const StepLimits& limits,
 }
 
 std::int64_t CudaProgram::MaxRows(BufferId id) const {
-  return program_.buffers[static_cast<std::size_t>(id)].per_logit_row ? limits_.max_logit_rows
-                                                                      : limits_.max_tokens;
+  return program_.buffers[static_cast<std::size_t>(id)].per_logit_row
+             ? Padded(limits_.max_logit_rows)
+             : MaxTokens();
 }
 
 float* CudaProgram::F32(BufferId id) const {
@@ -100,7 +101,7 @@ void CudaProgram::PlanScratch(CudaLayout& layout) {
   expanded_at_ = layout.Take(expanded_bytes_);
   raw_at_ = layout.Take(raw);
   prepared_at_ = layout.Take(prepared);
-  const std::int64_t tokens = limits_.max_tokens, hidden = program_.hidden;
+  const std::int64_t tokens = MaxTokens(), hidden = program_.hidden;
   square_sums_at_ = layout.Take(tokens * ((hidden + kTileRows - 1) / kTileRows) * 4);
   attention_at_ = layout.Take(CudaCompiler::AttentionBytes(program_, dtype_, limits_));
   for (const RopeTable& rope : program_.ropes)
@@ -122,8 +123,10 @@ void CudaProgram::PlanScratch(CudaLayout& layout) {
 }
 
 absl::Status CudaProgram::Bind(const CudaMemory& memory, ModelWeights weights, const KvLayout& kv,
-                               cublasHandle_t cublas, const StepMemory& step, cudaStream_t stream) {
+                               const CompileOptions& options, cublasHandle_t cublas,
+                               const StepMemory& step, cudaStream_t stream) {
   RETURN_IF_ERROR(CheckProgram(program_, weights, kv));
+  options_ = options;
   memory_ = memory.data();
   weights_ = std::move(weights);
   for (const auto& linear : weights_.linears) {

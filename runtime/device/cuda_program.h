@@ -45,7 +45,8 @@ class CudaProgram {
 
   // Internal when the program and the weights disagree; Unimplemented names what has no kernel.
   absl::Status Bind(const CudaMemory& memory, ModelWeights weights, const KvLayout& kv,
-                    cublasHandle_t cublas, const StepMemory& step, cudaStream_t stream);
+                    const CompileOptions& options, cublasHandle_t cublas, const StepMemory& step,
+                    cudaStream_t stream);
 
   // In order; each may be launched dependent on the one before.
   const std::vector<Launch>& launches() const { return launches_; }
@@ -63,13 +64,19 @@ class CudaProgram {
 
   float* F32(BufferId id) const;
   void* Typed(BufferId id) const;
+  // Products may write whole kInvariantRows.
+  std::int64_t MaxTokens() const { return Padded(limits_.max_tokens); }
   std::int64_t MaxRows(BufferId id) const;
+  static std::int64_t Padded(std::int64_t rows) {
+    return (rows + cuda::kInvariantRows - 1) / cuda::kInvariantRows * cuda::kInvariantRows;
+  }
   void PlanStorage(CudaLayout& layout);
   void PlanScratch(CudaLayout& layout);
 
   const Program program_;
   const DType dtype_;
   const StepLimits limits_;
+  CompileOptions options_;  // Bind's
   std::vector<Storage> storage_;
   std::vector<std::int64_t> ropes_at_;                  // f32[rope_dim / 2] of each table
   std::int64_t expanded_at_ = -1, expanded_bytes_ = 0;  // ProductScratch::weights

@@ -29,9 +29,10 @@ std::string Describe(const StepInput& input) {
 
 // The parts reserve from layout_ in the order of their construction.
 CudaRunner::CudaRunner(std::shared_ptr<CudaContext> context, const Program& program,
-                       const KvLayout& kv, const StepLimits& limits)
+                       const KvLayout& kv, const StepLimits& limits, const CompileOptions& options)
     : context_(std::move(context)),
       limits_(limits),
+      options_(options),
       program_(program, context_->dtype, limits, layout_),
       step_layout_(limits, kv),
       slots_(program.vocab, limits, layout_),
@@ -47,7 +48,7 @@ std::int64_t CudaRunner::WorkspaceBytes(DType dtype, const Program& program,
   context->dtype = dtype;
   KvLayout kv;
   kv.page_tokens = 64;
-  return CudaRunner(std::move(context), program, kv, limits).layout_.total();
+  return CudaRunner(std::move(context), program, kv, limits, {}).layout_.total();
 }
 
 CudaRunner::~CudaRunner() {
@@ -58,9 +59,9 @@ CudaRunner::~CudaRunner() {
 
 absl::StatusOr<std::unique_ptr<CudaRunner>> CudaRunner::Create(
     const std::shared_ptr<CudaContext>& context, const Program& program, ModelWeights weights,
-    const KvLayout& kv, const StepLimits& limits) {
+    const KvLayout& kv, const StepLimits& limits, const CompileOptions& options) {
   RETURN_IF_ERROR(CudaError(cudaSetDevice(context->device), "choosing the device"));
-  std::unique_ptr<CudaRunner> runner(new CudaRunner(context, program, kv, limits));
+  std::unique_ptr<CudaRunner> runner(new CudaRunner(context, program, kv, limits, options));
   RETURN_IF_ERROR(runner->Allocate(std::move(weights), kv));
   RETURN_IF_ERROR(runner->CaptureGraphs());
   return runner;
@@ -99,7 +100,8 @@ absl::Status CudaRunner::Allocate(ModelWeights weights, const KvLayout& kv) {
   step.last_tokens = slots_.last_tokens();
   step.kv_pool = kv_pool_.data();
   RETURN_IF_ERROR(
-      program_.Bind(workspace_, std::move(weights), kv, cublas_.get(), step, stream_.get()));
+      program_.Bind(workspace_, std::move(weights), kv, options_, cublas_.get(), step,
+                    stream_.get()));
   memory_ = {.weights_bytes = program_.weights_bytes(),
              .kv_bytes = kv_pool_.size(),
              .workspace_bytes = workspace_.size()};
@@ -108,15 +110,15 @@ absl::Status CudaRunner::Allocate(ModelWeights weights, const KvLayout& kv) {
 
 // ---- Graphs ----
 
-// Every graph that is captured at load.
 std::vector<CudaStepShape> CudaRunner::DecodeShapes(const Program& program,
-                                                    const StepLimits& limits) {
+                                                    const StepLimits& limits,
+                                                    const CompileOptions& options) {
   const int most = std::min({limits.max_sequences, limits.max_tokens, limits.max_logit_rows});
   std::vector<CudaStepShape> shapes;
   for (int sequences : kDecodeSequences) {
     const bool last = sequences >= most;
     sequences = std::min(sequences, most);
-    const bool one = sequences * program.num_kv_heads > kFullGrid;
+    const bool one = options.deterministic || sequences * program.num_kv_heads > kFullGrid;
     for (std::int64_t context = one ? limits.max_context : kLeastContext;; context *= 2) {
       CudaStepShape shape;
       shape.tokens = shape.rows = shape.sequences = sequences;
@@ -141,7 +143,7 @@ std::int64_t CudaRunner::GraphsBytes(const Program& program, const StepLimits& l
       ++nodes;  // those two are mostly part of a product
     }
   }
-  return static_cast<std::int64_t>(DecodeShapes(program, limits).size()) * nodes * kNodeBytes;
+  return static_cast<std::int64_t>(DecodeShapes(program, limits, {}).size()) * nodes * kNodeBytes;
 }
 
 absl::Status CudaRunner::CaptureGraphs() {
@@ -151,7 +153,7 @@ absl::Status CudaRunner::CaptureGraphs() {
                {{"launches", absl::StrCat(program_.launches().size())}});
     return absl::OkStatus();
   }
-  const std::vector<CudaStepShape> shapes = DecodeShapes(program_.program(), limits_);
+  const std::vector<CudaStepShape> shapes = DecodeShapes(program_.program(), limits_, options_);
   // Once outside of any graph: kernels are loaded and cuBLAS has chosen.
   int warmed = 0;
   for (const CudaStepShape& shape : shapes) {

@@ -27,12 +27,12 @@ class CudaRunner final : public Runner {
  public:
   static absl::StatusOr<std::unique_ptr<CudaRunner>> Create(
       const std::shared_ptr<CudaContext>& context, const Program& program, ModelWeights weights,
-      const KvLayout& kv, const StepLimits& limits);
+      const KvLayout& kv, const StepLimits& limits, const CompileOptions& options);
   ~CudaRunner() override;
 
   // Exactly memory().workspace_bytes of such a runner.
   static std::int64_t WorkspaceBytes(DType dtype, const Program& program, const StepLimits& limits);
-  // About its graphs_bytes.
+  // About its graphs_bytes; a deterministic one has fewer.
   static std::int64_t GraphsBytes(const Program& program, const StepLimits& limits);
 
   int depth() const override { return 1; }
@@ -71,9 +71,11 @@ class CudaRunner final : public Runner {
   };
 
   CudaRunner(std::shared_ptr<CudaContext> context, const Program& program, const KvLayout& kv,
-             const StepLimits& limits);
+             const StepLimits& limits, const CompileOptions& options);
   absl::Status Allocate(ModelWeights weights, const KvLayout& kv);
-  static std::vector<CudaStepShape> DecodeShapes(const Program& program, const StepLimits& limits);
+  // Every step that is captured at load.
+  static std::vector<CudaStepShape> DecodeShapes(const Program& program, const StepLimits& limits,
+                                                 const CompileOptions& options);
   absl::Status CaptureGraphs();
   absl::Status Capture(const CudaStepShape& shape);
   absl::Status SendEmpty(const CudaStepShape& shape);
@@ -88,6 +90,7 @@ class CudaRunner final : public Runner {
 
   const std::shared_ptr<CudaContext> context_;
   const StepLimits limits_;
+  const CompileOptions options_;
   CudaLayout layout_;  // the three below reserve from it in their constructors
   CudaProgram program_;
   CudaStepLayout step_layout_;

@@ -11,7 +11,7 @@ CudaStepShape ShapeOf(const StepInput& input) {
   shape.sequences = static_cast<int>(input.slots.size());
   shape.max_queries = *std::max_element(input.query_lengths.begin(), input.query_lengths.end());
   shape.max_context = *std::max_element(input.context_lengths.begin(), input.context_lengths.end());
-  shape.decode = shape.tokens == shape.sequences;
+  shape.decode = input.phase == Phase::kDecode && shape.tokens == shape.sequences;
   return shape;
 }
 

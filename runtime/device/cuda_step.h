@@ -18,7 +18,7 @@ struct CudaStepShape {
   int sequences = 0;
   int max_queries = 0;
   int max_context = 0;
-  bool decode = false;  // one token a sequence
+  bool decode = false;  // the phase, and one token a sequence
 };
 
 CudaStepShape ShapeOf(const StepInput& input);

@@ -48,9 +48,10 @@ class FaultRunner final : public Runner {
 absl::StatusOr<std::unique_ptr<Runner>> FaultBackend::Compile(const Program& program,
                                                               ModelWeights weights,
                                                               const KvLayout& kv,
-                                                              const StepLimits& limits) {
+                                                              const StepLimits& limits,
+                                                              const CompileOptions& options) {
   ASSIGN_OR_RETURN(std::unique_ptr<Runner> runner,
-                   backend_->Compile(program, std::move(weights), kv, limits));
+                   backend_->Compile(program, std::move(weights), kv, limits, options));
   return std::unique_ptr<Runner>(std::make_unique<FaultRunner>(std::move(runner), step_));
 }
 

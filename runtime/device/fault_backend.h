@@ -20,7 +20,6 @@ class FaultBackend final : public Backend {
   const DeviceInfo& info() const override { return backend_->info(); }
   DType DefaultKvDType(Compute compute) const override { return backend_->DefaultKvDType(compute); }
   std::string ComputeName() const override { return backend_->ComputeName(); }
-  bool batch_invariant() const override { return backend_->batch_invariant(); }
   absl::StatusOr<std::int64_t> PackedBytes(std::span<const LinearSpec> specs,
                                            PackAxis axis) const override {
     return backend_->PackedBytes(specs, axis);
@@ -36,8 +35,8 @@ class FaultBackend final : public Backend {
     return backend_->GraphsBytes(program, limits);
   }
   absl::StatusOr<std::unique_ptr<Runner>> Compile(const Program& program, ModelWeights weights,
-                                                  const KvLayout& kv,
-                                                  const StepLimits& limits) override;
+                                                  const KvLayout& kv, const StepLimits& limits,
+                                                  const CompileOptions& options) override;
 
  private:
   const std::unique_ptr<Backend> backend_;

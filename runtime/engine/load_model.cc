@@ -215,11 +215,6 @@ absl::StatusOr<OpenedModel> OpenModel(const LoadSpec& spec, OpenDevices& devices
   BackendOptions backend = spec.backend;
   backend.model_dtype = opened.config.dtype;
   ASSIGN_OR_RETURN(opened.backend, devices.Get(backend));
-  if (spec.deterministic && !opened.backend->batch_invariant()) {
-    return absl::UnimplementedError(
-        absl::StrCat("--deterministic: on ", opened.backend->info().name,
-                     " an answer's last bits depend on what runs beside it; use --device cpu"));
-  }
   return opened;
 }
 
@@ -272,7 +267,7 @@ absl::StatusOr<LoadedModel> LoadModel(const LoadSpec& spec, OpenedModel opened,
                         .max_queue = spec.max_queue,
                         .max_itl = spec.max_itl,
                         .admission = spec.admission,
-                        .deterministic = spec.deterministic,
+                        .deterministic = plan.deterministic,
                         .attended_cost = AttendedCost(opened.config, plan),
                         .clock = std::move(hooks.clock),
                         .on_device_lost = std::move(hooks.on_device_lost),

@@ -30,8 +30,6 @@ struct LoadSpec {
   int max_queue = 256;
   absl::Duration max_itl = absl::Milliseconds(50);
   std::optional<std::uint32_t> default_max_tokens;
-  bool deterministic =
-      false;  // prefill in fixed chunks and never preempt: no bit depends on what runs beside
   ReplacePolicy replace = ReplacePolicy::kRefuse;
   BackendOptions backend;
 };

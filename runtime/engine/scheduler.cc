@@ -417,9 +417,12 @@ std::vector<Outcome> Scheduler::Commit(const Batch& batch, const StepResult& res
         outcome.prompt_done = entry.checks || entry.samples;
         // Only good logits vouch for the keys and values they were computed from.
         if (!rows.empty()) {
+          std::int32_t known = entry.begin + entry.count;
+          // What an answer's tokens left may differ in its last bits from what they would leave in
+          // a prompt: a device may compute decode in another order.
+          if (options_.fixed_chunk > 0) known = std::min(known, sequence.request->prompt_size());
           pool_->Commit(sequence.blocks, sequence.request->request.cache_salt,
-                        std::span(sequence.tokens)
-                            .first(static_cast<std::size_t>(entry.begin + entry.count)));
+                        std::span(sequence.tokens).first(static_cast<std::size_t>(known)));
         }
         if (entry.samples) {
           outcome.sampled = &rows.back();

@@ -200,6 +200,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const ModelConfig& config, const Checkpoin
   ASSIGN_OR_RETURN(WeightTotals weights, CountWeights(built.weights, format, backend));
   plan.weights_bytes = weights.bytes;
   plan.parameters = weights.parameters;
+  plan.deterministic = options.deterministic;
   plan.bits_per_weight =
       8.0 * static_cast<double>(weights.bytes) / static_cast<double>(weights.parameters);
   plan.balance_batch = info.memory_bandwidth > 0 && info.flops > 0
@@ -243,6 +244,7 @@ Json ToJson(const MemoryPlan& plan) {
   json.Set("max_batch", std::int64_t{plan.limits.max_sequences});
   json.Set("max_step_tokens", std::int64_t{plan.limits.max_tokens});
   json.Set("balance_batch", plan.balance_batch);
+  json.Set("deterministic", plan.deterministic);
   return json;
 }
 

@@ -24,6 +24,7 @@ struct PlanOptions {
   std::optional<std::int32_t> max_context;  // --max-context; unset: the model's
   std::optional<std::int32_t> max_batch;    // --max-batch; unset: 64 on a host, 256 on a card
   Compute compute = Compute::kAuto;
+  bool deterministic = false;  // --deterministic
   std::int32_t page_tokens = 64;
 };
 
@@ -45,6 +46,7 @@ struct MemoryPlan {
   double balance_batch = 0;  // sequences at which streaming weights and arithmetic take equal time
   double bits_per_weight = 0;
   std::int64_t parameters = 0;
+  bool deterministic = false;  // CompileOptions::deterministic
 };
 
 // ResourceExhausted when not even one sequence of one page fits: names the sizes and the flag to

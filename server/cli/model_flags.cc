@@ -49,6 +49,8 @@ void ModelFlags::AddTo(CLI::App& app) {
   app.add_option("--quantize", quantize,
                  "a 16-bit checkpoint at load: none, nf4, fp4, int8 or int4")
       ->group(group);
+  app.add_flag("--deterministic", deterministic, "answers do not depend on what runs beside them")
+      ->group(group);
 }
 
 absl::StatusOr<LoadSpec> ModelFlags::ToLoadSpec(const std::string& path,
@@ -60,6 +62,7 @@ absl::StatusOr<LoadSpec> ModelFlags::ToLoadSpec(const std::string& path,
   options.max_batch = max_batch;
   options.max_queue = 1024;
   options.max_itl = absl::Milliseconds(50);
+  options.deterministic = deterministic;
   RETURN_IF_ERROR(TakeSize("--memory", memory, &options.memory));
   RETURN_IF_ERROR(TakeSize("--kv-memory", kv_memory, &options.kv_memory));
   RETURN_IF_ERROR(Take("--kv-dtype", ParseKvDType(kv_dtype), &options.kv_dtype));

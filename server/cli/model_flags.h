@@ -18,6 +18,7 @@ struct ModelFlags {
   std::string memory, kv_memory;
   std::string kv_dtype = "auto", compute = "auto", quantize = "none";
   std::optional<std::int32_t> max_context, max_batch;
+  bool deterministic = false;
 
   void AddTo(CLI::App& app);
   // How the model at `path` is loaded. Opens the device where a size is a share of its memory.

@@ -40,6 +40,8 @@ void PrintPlan(const OpenedModel& model, const MemoryPlan& plan) {
   Print("largest batch", ShowCount(plan.limits.max_sequences),
         absl::StrCat("sequences; at full length ",
                      ShowCount(plan.kv_tokens / plan.limits.max_context)));
+  if (plan.deterministic)
+    Print("deterministic", "yes", "every row in one order of sums, 16 at a time on a GPU: slower");
   if (plan.balance_batch > 0) {
     Print("balance batch", ShowRate(plan.balance_batch),
           "sequences, where reading weights and arithmetic take equal time");

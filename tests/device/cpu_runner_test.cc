@@ -252,14 +252,14 @@ TEST(CpuRunnerStateTest, ProgramsThatDisagreeWithTheirWeightsAreRefused) {
   const auto backend = Open(Compute::kF32);
   TinyModel model = MakeTinyModel(*backend);
   model.program.buffers[2].dim += 8;
-  EXPECT_EQ(backend->Compile(model.program, std::move(model.weights), model.kv, model.limits)
+  EXPECT_EQ(backend->Compile(model.program, std::move(model.weights), model.kv, model.limits, {})
                 .status()
                 .code(),
             absl::StatusCode::kInternal);
   TinyModel fp8 = MakeTinyModel(*backend);
   fp8.kv.dtype = DType::kF8E4M3;
   EXPECT_EQ(
-      backend->Compile(fp8.program, std::move(fp8.weights), fp8.kv, fp8.limits).status().code(),
+      backend->Compile(fp8.program, std::move(fp8.weights), fp8.kv, fp8.limits, {}).status().code(),
       absl::StatusCode::kUnimplemented);
 }
 

@@ -141,8 +141,10 @@ inline TinyModel MakeTinyModel(Backend& backend) {
   return m;
 }
 
-inline std::unique_ptr<Runner> Compile(Backend& backend, TinyModel model) {
-  auto runner = backend.Compile(model.program, std::move(model.weights), model.kv, model.limits);
+inline std::unique_ptr<Runner> Compile(Backend& backend, TinyModel model,
+                                       const CompileOptions& options = {}) {
+  auto runner =
+      backend.Compile(model.program, std::move(model.weights), model.kv, model.limits, options);
   EXPECT_TRUE(runner.ok()) << runner.status();
   return std::move(runner).value();
 }
@@ -150,9 +152,12 @@ inline std::unique_ptr<Runner> Compile(Backend& backend, TinyModel model) {
 // Builds step inputs; its vectors back the spans of the last one.
 class StepBuilder {
  public:
-  explicit StepBuilder(std::int32_t page_tokens = 16) : page_tokens_(page_tokens) {}
+  // `pages_a_slot` 0: pages scattered over the pool of 64 so that two slots never share one (up to
+  // 34 slots of one page, or few of many).
+  explicit StepBuilder(std::int32_t page_tokens = 16, std::int32_t pages_a_slot = 0)
+      : page_tokens_(page_tokens), pages_a_slot_(pages_a_slot) {}
 
-  // Appends `tokens` at `position` for the sequence in `slot`, whose pages are 4 * slot ...
+  // Appends `tokens` at `position` for the sequence in `slot`.
   void Append(std::int32_t slot, std::int32_t position, const std::vector<std::int32_t>& tokens) {
     const auto count = static_cast<std::int32_t>(tokens.size());
     for (std::int32_t i = 0; i < count; ++i) {
@@ -196,14 +201,12 @@ class StepBuilder {
     return input;
   }
 
-  // Pages scattered over the pool of 64 so that two slots never share one (up to 34 slots of one
-  // page, or few of many).
-  static std::int32_t Page(std::int32_t slot, std::int32_t page) {
-    return (slot * 11 + page * 5) % 64;
+  std::int32_t Page(std::int32_t slot, std::int32_t page) const {
+    return pages_a_slot_ > 0 ? slot * pages_a_slot_ + page : (slot * 11 + page * 5) % 64;
   }
 
  private:
-  const std::int32_t page_tokens_;
+  const std::int32_t page_tokens_, pages_a_slot_;
   std::vector<std::int32_t> tokens_, positions_, slots_, query_, context_, offsets_ = {0}, tables_;
   std::vector<SlotInit> inits_;
   std::vector<LogitRow> rows_;

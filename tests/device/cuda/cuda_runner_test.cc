@@ -122,6 +122,54 @@ TEST_P(CudaRunnerTest, RowIsNearTheSameAloneAndAmongThirtyTwoOthers) {
   }
 }
 
+// The step that begins these sequences, or the next of each; their pages lie apart.
+constexpr std::int32_t kPagesASlot = 5;
+struct Member {
+  std::int32_t slot = 0, length = 0;  // of its prompt
+  std::vector<std::int32_t> prompt() const { return Prompt(length, slot * 7 + length); }
+  std::int32_t Answer(std::int32_t i) const { return Prompt(64, length)[i]; }
+};
+StepResult RunTogether(Runner& runner, const std::vector<Member>& members, std::int32_t token) {
+  StepBuilder step(64, kPagesASlot);
+  for (const Member& member : members) {
+    if (token == 0) {
+      step.Begin(member.slot, Greedy());
+      step.Append(member.slot, 0, member.prompt());
+    } else {
+      step.Append(member.slot, member.length + token - 1, {member.Answer(token - 1)});
+    }
+    step.Sample(token);
+  }
+  return RunStep(runner, step);
+}
+
+TEST_P(CudaRunnerTest, DeterministicRowsAreTheSameAloneAndAmongSixtyThreeOthers) {
+  NIBBLE_REQUIRE_CUDA(cuda, GetParam());
+  TinyModel model = MakeModel(*cuda);
+  model.limits = {2048, 64, 64, 64, 64 * kPagesASlot};
+  model.kv.num_pages = 64 * kPagesASlot;
+  const auto runner = Compile(*cuda, std::move(model), {.deterministic = true});
+  constexpr std::int32_t kSteps = 20;
+  std::vector<Member> all;
+  for (std::int32_t s = 0; s < 64; ++s) all.push_back({s, s == 41 ? 250 : 1 + s * 5 % 26});
+  for (const std::int32_t watched : {0, 13, 41, 63}) {
+    std::vector<RowResult> alone;
+    for (std::int32_t i = 0; i < kSteps; ++i)
+      alone.push_back(RunTogether(*runner, {all[watched]}, i).rows.at(0));
+    for (const std::size_t company : {2, 9, 17, 33, 64}) {
+      std::vector<Member> members(all.begin(), all.begin() + company);
+      members[company / 2] = all[watched];
+      if (company == 64) members = all;
+      const std::size_t row = company == 64 ? watched : company / 2;
+      if (company != 64 && watched < static_cast<std::int32_t>(company)) continue;  // there twice
+      for (std::int32_t i = 0; i < kSteps; ++i) {
+        EXPECT_TRUE(SameBits(RunTogether(*runner, members, i).rows.at(row), alone[i]))
+            << "sequence " << watched << " of " << company << ", token " << i;
+      }
+    }
+  }
+}
+
 TEST_P(CudaRunnerTest, TokensFromSlotsAreThoseJustSampled) {
   NIBBLE_REQUIRE_CUDA(cuda, GetParam());
   const auto runner = Compile(*cuda, MakeModel(*cuda));
@@ -267,7 +315,7 @@ TEST_P(CudaRunnerTest, RefusesWhatItCannotKeep) {
   TinyModel model = MakeModel(*cuda);
   model.kv.dtype = DType::kF32;
   const auto status =
-      cuda->Compile(model.program, std::move(model.weights), model.kv, model.limits).status();
+      cuda->Compile(model.program, std::move(model.weights), model.kv, model.limits, {}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented) << status;
 }
 
