@@ -142,9 +142,10 @@ __global__ void __launch_bounds__(kThreads)
   const int n = static_cast<int>(a.w.shape.n), token = blockIdx.x, tiles = (n + 15) / 16;
   ptx::LaunchDependents();
   ptx::WaitForPrerequisites();
+  const int run = blockIdx.y * kThreads + threadIdx.x, column = run * kRun;
+  vector = vector && column < n;  // a last tile of 8 columns ends in a run past the matrix
   TokenProduct<T> product{a, raw, vector, n, static_cast<std::int64_t>(token) * n};
   product.ReadNorm(token, scratch);
-  const int run = blockIdx.y * kThreads + threadIdx.x, column = run * kRun;
   float v[kRun];
   if (a.output == Output::kGlu) {
     if (column >= n / 2) return;
