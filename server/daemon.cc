@@ -172,6 +172,7 @@ absl::Status Daemon::LoadModels(const StartupProgress& progress) {
                              {"architecture", info.architecture},
                              {"context", absl::StrCat(info.context)},
                              {"weights_bytes", absl::StrCat(info.plan.weights_bytes)},
+                             {"expanded_bytes", absl::StrCat(info.plan.expanded_bytes)},
                              {"kv_bytes", absl::StrCat(info.plan.kv_bytes)},
                              {"seconds", absl::StrCat(absl::ToDoubleSeconds(info.load_time))}});
   }

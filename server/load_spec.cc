@@ -26,6 +26,7 @@ LoadSpec MakeLoadSpec(const ServeOptions& options, std::int64_t device_bytes) {
   spec.plan.max_context = options.max_context;
   spec.plan.max_batch = options.max_batch;
   spec.plan.compute = options.compute;
+  spec.plan.prefill_weights = options.prefill_weights;
   spec.plan.deterministic = options.deterministic;
   spec.quantize = options.quantize;
   spec.admission = options.admission;

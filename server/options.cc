@@ -96,6 +96,10 @@ const std::vector<Flag>& Flags() {
       {"compute", "TYPE", "auto",
        "narrowest type activations may be rounded to: auto, f32 (exact), f16, bf16, fp8, int8",
        To(&O::compute, ParseCompute)},
+      {"prefill-weights", "TYPE", "auto",
+       "on a GPU, what prompts multiply by: packed, expanded (a copy in 16 bits: faster), auto: as "
+       "memory allows",
+       To(&O::prefill_weights, ParsePrefillWeights)},
       {"max-context", "TOKENS", "", "tokens a sequence may hold; unset: the model's",
        To(&O::max_context, Number(1, kMaxInt32))},
       {"max-batch", "N", "", "sequences that may run at once; unset: from the plan",

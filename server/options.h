@@ -34,6 +34,7 @@ struct ServeOptions {
   std::optional<MemorySize> memory, kv_memory;
   std::optional<DType> kv_dtype;
   Compute compute = Compute::kAuto;
+  PrefillWeights prefill_weights = PrefillWeights::kAuto;
   std::optional<std::int32_t> max_context, max_batch;
   int max_queue = 0;
   absl::Duration max_itl;

@@ -42,7 +42,7 @@ Json HistogramJson(const Histogram& series) {
 
 Json MemoryJson(const ModelMetrics& metrics, const char* source) {
   Json json;
-  for (const char* kind : {"weights", "kv", "workspace", "graphs", "other"})
+  for (const char* kind : {"weights", "expanded", "kv", "workspace", "graphs", "other"})
     json.Set(kind, metrics.Memory(kind, source));
   return json;
 }

@@ -126,6 +126,13 @@ absl::StatusOr<Compute> ParseCompute(absl::string_view text) {
   return ByName<Compute>(text, kNames);
 }
 
+absl::StatusOr<PrefillWeights> ParsePrefillWeights(absl::string_view text) {
+  static const Names<PrefillWeights> kNames{{"auto", PrefillWeights::kAuto},
+                                            {"packed", PrefillWeights::kPacked},
+                                            {"expanded", PrefillWeights::kExpanded}};
+  return ByName<PrefillWeights>(text, kNames);
+}
+
 absl::StatusOr<LoadQuantization> ParseQuantization(absl::string_view text) {
   static const Names<LoadQuantization> kNames{{"none", LoadQuantization::kNone},
                                               {"nf4", LoadQuantization::kNf4},

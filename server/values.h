@@ -36,6 +36,7 @@ absl::StatusOr<std::int64_t> ParseInteger(absl::string_view text, std::int64_t l
 
 absl::StatusOr<std::optional<DType>> ParseKvDType(absl::string_view text);  // "auto": unset
 absl::StatusOr<Compute> ParseCompute(absl::string_view text);
+absl::StatusOr<PrefillWeights> ParsePrefillWeights(absl::string_view text);
 absl::StatusOr<LoadQuantization> ParseQuantization(absl::string_view text);
 absl::StatusOr<Admission> ParseAdmission(absl::string_view text);
 

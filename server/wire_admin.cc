@@ -65,6 +65,8 @@ absl::Status ApplyLoadOptions(const v1::LoadOptions& options, LoadSpec* spec) {
   TakeName("compute", options.has_compute(), options.compute(), ParseCompute,
            &spec->backend.compute, &bad);
   spec->plan.compute = spec->backend.compute;
+  TakeName("prefill_weights", options.has_prefill_weights(), options.prefill_weights(),
+           ParsePrefillWeights, &spec->plan.prefill_weights, &bad);
   TakeName("quantize", options.has_quantize(), options.quantize(), ParseQuantization,
            &spec->quantize, &bad);
   TakeName("admission", options.has_admission(), options.admission(), ParseAdmission,

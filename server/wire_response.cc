@@ -199,6 +199,7 @@ v1::Model ToProto(const ModelStatus& status) {
 v1::MemoryPlan ToProto(const MemoryPlan& plan) {
   v1::MemoryPlan proto;
   proto.set_weights_bytes(plan.weights_bytes);
+  proto.set_expanded_bytes(plan.expanded_bytes);
   proto.set_kv_bytes(plan.kv_bytes);
   proto.set_workspace_bytes(plan.workspace_bytes);
   proto.set_graphs_bytes(plan.graphs_bytes);
@@ -213,6 +214,7 @@ v1::MemoryPlan ToProto(const MemoryPlan& plan) {
   proto.set_max_step_tokens(static_cast<std::uint32_t>(plan.limits.max_tokens));
   proto.set_balance_batch(plan.balance_batch);
   proto.set_bits_per_weight(plan.bits_per_weight);
+  proto.set_deterministic(plan.deterministic);
   return proto;
 }
 

@@ -10,7 +10,9 @@
 namespace nibble::cuda {
 namespace {
 
-constexpr int kStreamTokens = 16;               // beyond, the stream would read the weights again
+constexpr int kStreamTokens = 16;  // beyond, the stream would read the weights again
+constexpr int kDenseTokens = 64;   // that cuBLAS gets at a time, where the cut is fixed
+static_assert(kInvariantRows % kStreamTokens == 0 && kInvariantRows % kDenseTokens == 0);
 constexpr std::int64_t kRawInCache = 32 << 20;  // bytes that stay in L2 from cuBLAS to the epilogue
 
 cudaError_t Status(cublasStatus_t status) {
@@ -37,6 +39,28 @@ int RawTokens(std::int64_t n) {
   return static_cast<int>(std::max<std::int64_t>(256, kRawInCache / (2 * n) / 256 * 256));
 }
 
+// Tokens [first, first + count) of the same product.
+ProductArgs Tokens(const ProductArgs& args, int first, int count) {
+  const std::int64_t n = args.w.shape.n;
+  const auto move = [&](auto* at, std::int64_t elements) {
+    return at == nullptr ? nullptr : at + first * elements;
+  };
+  const auto move_bytes = [&](auto* at, std::int64_t bytes) {  // behind a void
+    using Bytes =
+        std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(at)>>, const char, char>;
+    return move(static_cast<Bytes*>(at), bytes);
+  };
+  ProductArgs part = args;
+  part.m = count;
+  part.x = move_bytes(args.x, 2 * args.ldx);
+  part.norm_in.square_sums = move(args.norm_in.square_sums, args.norm_in.count);
+  part.out = move_bytes(args.out, args.ldo * (args.output == Output::kStoreF32 ? 4 : 2));
+  part.residual = move(args.residual, n);
+  part.norm_out.normed = move_bytes(args.norm_out.normed, 2 * n);
+  part.norm_out.square_sums = move(args.norm_out.square_sums, (n + kTileRows - 1) / kTileRows);
+  return part;
+}
+
 }  // namespace
 
 std::int64_t RawBytes(int m, std::int64_t n) { return 2 * n * std::min(m, RawTokens(n)); }
@@ -44,7 +68,15 @@ std::int64_t RawBytes(int m, std::int64_t n) { return 2 * n * std::min(m, RawTok
 cudaError_t DenseProduct(const ProductArgs& args, const void* w, const ProductScratch& scratch,
                          cudaStream_t stream) {
   if (args.m == 0) return cudaSuccess;
-  if (args.cut != ProductCut::kFastest) return InvariantDenseProduct(args, w, scratch, stream);
+  if (args.cut != ProductCut::kFastest) {  // of one shape, for which cuBLAS has one kernel
+    cudaError_t error = cudaSuccess;
+    for (int first = 0; first < args.m && error == cudaSuccess; first += kDenseTokens) {
+      ProductArgs part = Tokens(args, first, kDenseTokens);
+      part.cut = ProductCut::kFastest;
+      error = DenseProduct(part, w, scratch, stream);
+    }
+    return error;
+  }
   if (args.m < 0 || args.x == nullptr || w == nullptr || scratch.cublas == nullptr ||
       (args.output == Output::kGlu && args.w.shape.n % 32 != 0) ||
       (args.output == Output::kResidual ? args.residual == nullptr : args.out == nullptr)) {
@@ -62,7 +94,7 @@ cudaError_t DenseProduct(const ProductArgs& args, const void* w, const ProductSc
   if (scratch.raw == nullptr) return cudaErrorInvalidValue;
   const int most = RawTokens(args.w.shape.n);
   for (int first = 0; first < args.m; first += most) {
-    const ProductArgs part = RowsOf(args, first, std::min(most, args.m - first));
+    const ProductArgs part = Tokens(args, first, std::min(most, args.m - first));
     cudaError_t error =
         Gemm(scratch.cublas, part, w, scratch.raw, args.w.shape.n, /*f32=*/false, stream);
     if (error == cudaSuccess) error = FinishProduct(part, {scratch.raw, false}, {stream, true});
@@ -130,7 +162,6 @@ Path ChoosePath(const ProductArgs& args, const ProductScratch& scratch, float ti
 
 cudaError_t Product(const ProductArgs& args, const ProductScratch& scratch, cudaStream_t stream) {
   if (args.m == 0) return cudaSuccess;
-  if (args.cut != ProductCut::kFastest) return InvariantProduct(args, stream);
   int device = 0, sms = 0, major = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess)
@@ -142,7 +173,12 @@ cudaError_t Product(const ProductArgs& args, const ProductScratch& scratch, cuda
   Path path = args.expanded != nullptr ? Path::kExpanded : Path::kExpand;
   TileWorkspace workspace;
   TilePlan tiles;
-  if (major == 9) {
+  ProductArgs product = args;
+  if (args.cut != ProductCut::kFastest) {
+    const bool streams = args.cut == ProductCut::kStream && SupportsStream(args.w.shape);
+    path = streams ? Path::kStream : Path::kTiles;
+    if (streams) product.m = (args.m + kStreamTokens - 1) / kStreamTokens * kStreamTokens;
+  } else if (major == 9) {
     if (scratch.weights != nullptr) {
       workspace = {static_cast<float*>(scratch.weights), 2 * args.w.shape.n * args.w.shape.k,
                    scratch.flags};
@@ -157,7 +193,6 @@ cudaError_t Product(const ProductArgs& args, const ProductScratch& scratch, cuda
     return error != cudaSuccess ? error : DenseProduct(args, scratch.weights, scratch, stream);
   }
   const bool whole_norm = args.output == Output::kResidual && args.norm_out.eps > 0;
-  ProductArgs product = args;
   if (whole_norm) product.norm_out = {};
   error = path == Path::kStream ? StreamProduct(product, stream)
                                 : TiledProduct(product, tiles, workspace, stream);

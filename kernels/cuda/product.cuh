@@ -45,12 +45,4 @@ struct RawProduct {
 // The epilogue of ProductArgs by a kernel of its own.
 cudaError_t FinishProduct(const ProductArgs& args, const RawProduct& raw, LaunchOptions options);
 
-// Rows [begin, begin + count) of a product, as a product of their own.
-ProductArgs RowsOf(const ProductArgs& args, int begin, int count);
-
-// Product and DenseProduct for every cut but kFastest.
-cudaError_t InvariantProduct(const ProductArgs& args, cudaStream_t stream);
-cudaError_t InvariantDenseProduct(const ProductArgs& args, const void* w,
-                                  const ProductScratch& scratch, cudaStream_t stream);
-
 }  // namespace nibble::cuda

@@ -60,6 +60,11 @@ absl::StatusOr<std::unique_ptr<Backend>> Open(const BackendOptions& options) {
 
 }  // namespace
 
+absl::StatusOr<std::int64_t> Backend::ExpandedBytes(std::span<const LinearSpec>) const {
+  return absl::UnimplementedError(
+      absl::StrCat(info().name, " multiplies packed weights and keeps no expanded copy"));
+}
+
 absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& options) {
   ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, Open(options));
   return WithFaultFromEnvironment(std::move(backend));

@@ -58,6 +58,8 @@ struct StepLimits {
 
 // How a model is compiled, besides its limits.
 struct CompileOptions {
+  // Keep Backend::ExpandedBytes of every one of TokenLinears(), for steps of many tokens.
+  bool expanded = false;
   // A token's bits do not depend on what else is in its step, nor on its place there; two phases
   // may still differ.
   bool deterministic = false;
@@ -66,6 +68,7 @@ struct CompileOptions {
 // What a Runner took from its device: the memory plan as it came out.
 struct RunnerMemory {
   std::int64_t weights_bytes = 0;
+  std::int64_t expanded_bytes = 0;
   std::int64_t kv_bytes = 0;
   std::int64_t workspace_bytes = 0;
   std::int64_t graphs_bytes = 0;
@@ -110,7 +113,12 @@ class Backend {
   virtual absl::StatusOr<std::unique_ptr<PackedLinear>> Pack(std::span<const LinearWeight> weights,
                                                              PackAxis axis) = 0;
 
-  // Exactly the device bytes Compile will take besides the weights and the KV pool.
+  // Exactly the device bytes of a copy in 16 bits, beside the packed weights, of a linear of such
+  // parts; 0 where they are in 16 bits already. Unimplemented: this backend keeps none.
+  virtual absl::StatusOr<std::int64_t> ExpandedBytes(std::span<const LinearSpec> specs) const;
+
+  // Exactly the device bytes Compile will take besides the weights, their
+  // expanded copy and the KV pool.
   virtual std::int64_t WorkspaceBytes(const Program& program, const StepLimits& limits) const = 0;
 
   // About the device bytes that Compile takes for steps captured at load; 0 where none are.

@@ -76,6 +76,10 @@ absl::StatusOr<std::unique_ptr<PackedLinear>> CudaBackend::Pack(
   return std::unique_ptr<PackedLinear>(std::move(linear));
 }
 
+absl::StatusOr<std::int64_t> CudaBackend::ExpandedBytes(std::span<const LinearSpec> specs) const {
+  return CudaLinear::ExpandedBytes(specs);
+}
+
 std::int64_t CudaBackend::WorkspaceBytes(const Program& program, const StepLimits& limits) const {
   return CudaRunner::WorkspaceBytes(context_->dtype, program, limits);
 }

@@ -22,6 +22,7 @@ class CudaBackend final : public Backend {
                                            PackAxis axis) const override;
   absl::StatusOr<std::unique_ptr<PackedLinear>> Pack(std::span<const LinearWeight> weights,
                                                      PackAxis axis) override;
+  absl::StatusOr<std::int64_t> ExpandedBytes(std::span<const LinearSpec> specs) const override;
   std::int64_t WorkspaceBytes(const Program& program, const StepLimits& limits) const override;
   std::int64_t GraphsBytes(const Program& program, const StepLimits& limits) const override;
   absl::StatusOr<std::unique_ptr<Runner>> Compile(const Program& program, ModelWeights weights,

@@ -239,7 +239,7 @@ absl::Status CudaCompiler::Emit(const LinearOp& op) {
     const bool fused = add_norm != nullptr && NormCanWait(add_norm->out, index_ + 1);
     if (fused) {
       auto* sums = Scratch<float>(to_.square_sums_at_);
-      args.norm_out = {Vector(add_norm->weight), to_.Typed(add_norm->out), sums};
+      args.norm_out = {Vector(add_norm->weight), to_.Typed(add_norm->out), sums, add_norm->eps};
       const int dim = Dim(residual);
       waiting_norm_ = add_norm->out;
       waiting_ = {sums, (dim + kTileRows - 1) / kTileRows, dim, add_norm->eps};
@@ -249,16 +249,6 @@ absl::Status CudaCompiler::Emit(const LinearOp& op) {
     ++index_;
     if (add_norm == nullptr) return absl::OkStatus();
     if (fused) {
-      void* out = to_.Typed(add_norm->out);
-      const int dim = Dim(residual);
-      Add(absl::StrCat("norm ", Name(add_norm->out)),
-          [=, weight = Vector(add_norm->weight), eps = add_norm->eps, dtype = to_.dtype_,
-           stream = to_.F32(residual),
-           per_row = PerLogitRow(residual)](const Shape& shape, Options options) {
-            if (!DividesAtOnce(shape)) return cudaSuccess;  // the product did it
-            return cuda::AddRmsNorm(dtype, stream, nullptr, weight, out, RowsOf(shape, per_row),
-                                    dim, eps, options);
-          });
       SetF32(add_norm->out, false);
       return absl::OkStatus();
     }
@@ -308,6 +298,7 @@ void CudaCompiler::AddProduct(const std::string& what, const CudaSegment& segmen
                               cuda::ProductArgs args, BufferId rows) {
   args.x = AddPrepare(segment, args.x, rows);
   args.w = segment.matrix;
+  if (segment.packed()) args.expanded = segment.weights;
   args.bias = segment.bias;
   // The lambda keeps no pointer to this compiler: it is gone when steps run.
   cuda::ProductScratch scratch;
@@ -328,7 +319,12 @@ void CudaCompiler::AddProduct(const std::string& what, const CudaSegment& segmen
         each.m = RowsOf(shape, per_row);
         each.cut = Cut(shape, deterministic);
         each.dependent = options.dependent;
-        if (DividesAtOnce(shape)) each.norm_in = {}, each.norm_out = {};
+        if (DividesAtOnce(shape)) {
+          each.norm_in = {};
+          each.norm_out.square_sums = nullptr;
+        } else {
+          each.norm_out.eps = 0.0f;
+        }
         if (dense) return cuda::DenseProduct(each, weights, scratch, options.stream);
         // A matrix too large to be expanded at once, in pieces of rows; only heads are.
         const std::int64_t out_bytes = args.output == cuda::Output::kStoreF32 ? 4 : 2;
@@ -345,6 +341,7 @@ void CudaCompiler::AddProduct(const std::string& what, const CudaSegment& segmen
       });
   launch.weight_bytes = segment.dense ? whole : args.w.shape.Bytes();
   launch.flops_a_row = static_cast<double>(whole);
+  launch.per_logit_row = PerLogitRow(rows);
 }
 
 absl::Status CudaCompiler::Emit(const RopeAppendOp& op) {
@@ -416,6 +413,7 @@ absl::Status CudaCompiler::Emit(const AttentionOp& op) {
         each.max_queries = shape.max_queries;
         return cuda::PrefillAttention(each, options);
       });
+  launch.flops_a_score = 4.0 * args.heads * args.head_dim;
   launch.key_bytes = 2 * kv_.num_kv_heads * kv_.head_dim * BitsOf(kv_.dtype) / 8;
   SetF32(op.out, false);
   return absl::OkStatus();
@@ -510,14 +508,14 @@ void CudaCompiler::EmitGrouped(const MoeOp& op) {
     group.product.ldo = stack.n;
     group.experts = experts;
     group.offsets = routes.offsets;
-    CudaProgram::Launch& launch = Add(what, [=, deterministic = to_.options_.deterministic](
-                                                const Shape& shape, Options options) {
-      cuda::GroupedProductArgs each = group;
-      each.product.m = shape.tokens * top_k;
-      each.product.cut = Cut(shape, deterministic);
-      each.product.dependent = options.dependent;
-      return cuda::GroupedProduct(each, options.stream);
-    });
+    CudaProgram::Launch& launch = Add(
+        what, [=, deterministic = to_.options_.deterministic](const Shape& shape, Options options) {
+          cuda::GroupedProductArgs each = group;
+          each.product.m = shape.tokens * top_k;
+          each.product.cut = Cut(shape, deterministic);
+          each.product.dependent = options.dependent;
+          return cuda::GroupedProduct(each, options.stream);
+        });
     launch.weight_bytes = group.product.w.shape.Bytes() * experts;  // when every expert is asked
     launch.flops_a_row = 2.0 * static_cast<double>(stack.n) * static_cast<double>(stack.k) * top_k;
   };

@@ -1,4 +1,4 @@
-// Where a decode step spends its time.
+// Where a step spends its time.
 #include <algorithm>
 #include <numeric>
 #include <utility>
@@ -10,42 +10,48 @@
 
 namespace nibble {
 
-absl::StatusOr<std::vector<CudaRunner::Cost>> CudaRunner::DecodeLedger(int sequences, int context,
-                                                                       int repeats) {
-  const DecodeGraph* graph = FindGraph({.tokens = sequences,
-                                        .rows = sequences,
-                                        .sequences = sequences,
-                                        .max_queries = 1,
-                                        .max_context = context,
-                                        .decode = true});
-  if (graph == nullptr || in_flight() > 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("no graph decodes ", sequences, " sequences of ", context, " tokens now"));
+absl::StatusOr<std::vector<CudaRunner::Cost>> CudaRunner::Ledger(const LedgerStep& step,
+                                                                 int repeats) {
+  const int sequences = step.sequences, context = step.context, tokens = sequences * step.queries;
+  CudaStepShape shape{.tokens = tokens,
+                      .rows = sequences,
+                      .sequences = sequences,
+                      .max_queries = step.queries,
+                      .max_context = context,
+                      .decode = step.queries == 1};
+  const DecodeGraph* graph = FindGraph(shape);
+  if (in_flight() > 0 || tokens > limits_.max_tokens || context > limits_.max_context ||
+      sequences > std::min(limits_.max_sequences, limits_.max_logit_rows)) {
+    return absl::InvalidArgumentError(absl::StrCat("no ledger of ", tokens, " tokens in ",
+                                                   sequences, " sequences of ", context, " now"));
   }
-  CudaStepShape shape;
-  shape.tokens = shape.rows = shape.sequences = graph->sequences;
-  shape.max_queries = 1;
-  shape.max_context = graph->max_context;
-  shape.decode = true;
+  if (graph != nullptr) {
+    shape.tokens = shape.rows = shape.sequences = graph->sequences;
+    shape.max_context = graph->max_context;
+  }
 
-  // A step of that many tokens at the end of their contexts, over the pages of the pool in turn.
+  // The pages of the pool in turn.
   const std::int64_t pages = (context + 63) / 64;
   const std::int64_t all_pages = kv_pool_.size() / page_bytes_;
-  std::vector<std::int32_t> zeros(static_cast<std::size_t>(sequences), 0), slots(zeros),
-      ones(zeros.size(), 1), contexts(zeros.size(), context), positions(zeros.size(), context - 1),
-      offsets, tables;
+  const auto count = static_cast<std::size_t>(sequences);
+  std::vector<std::int32_t> zeros(static_cast<std::size_t>(tokens), 0), slots(count),
+      queries(count, step.queries), contexts(count, context), positions, offsets, tables;
   std::iota(slots.begin(), slots.end(), 0);
   for (std::int64_t s = 0; s <= sequences; ++s)
     offsets.push_back(static_cast<std::int32_t>(s * pages));
   for (std::int64_t i = 0; i < sequences * pages; ++i)
     tables.push_back(static_cast<std::int32_t>(i % all_pages));
   std::vector<LogitRow> rows;
-  for (std::int32_t s = 0; s < sequences; ++s) rows.push_back({.token_index = s, .slot = s});
+  for (std::int32_t s = 0; s < sequences; ++s) {
+    for (int q = 0; q < step.queries; ++q) positions.push_back(context - step.queries + q);
+    rows.push_back({.token_index = (s + 1) * step.queries - 1, .slot = s});
+  }
   StepInput input;
+  input.phase = shape.decode ? Phase::kDecode : Phase::kPrefill;
   input.tokens = zeros;
   input.positions = positions;
   input.slots = slots;
-  input.query_lengths = ones;
+  input.query_lengths = queries;
   input.context_lengths = contexts;
   input.block_table_offsets = offsets;
   input.block_tables = tables;
@@ -75,12 +81,12 @@ absl::StatusOr<std::vector<CudaRunner::Cost>> CudaRunner::DecodeLedger(int seque
     costs.push_back(std::move(cost));
     return absl::OkStatus();
   };
-  // Of the step's own keys only what its context asks for, all else as if it were another layer.
   std::vector<std::string> kinds;
   for (const CudaProgram::Launch& launch : program_.launches()) {
     if (std::find(kinds.begin(), kinds.end(), launch.kind) == kinds.end())
       kinds.push_back(launch.kind);
   }
+  const double scores = tokens * (context - (step.queries - 1) / 2.0);
   Cost whole{.kind = "step"};
   for (const std::string& kind : kinds) {
     Cost cost{.kind = kind};
@@ -92,7 +98,8 @@ absl::StatusOr<std::vector<CudaRunner::Cost>> CudaRunner::DecodeLedger(int seque
         ++cost.launches;
         cost.weight_bytes += launch.weight_bytes;
         cost.key_bytes += launch.key_bytes * sequences * context;
-        cost.flops += launch.flops_a_row * sequences;
+        cost.flops += launch.flops_a_row * (launch.per_logit_row ? sequences : tokens) +
+                      launch.flops_a_score * scores;
       }
       return absl::OkStatus();
     };
@@ -109,7 +116,13 @@ absl::StatusOr<std::vector<CudaRunner::Cost>> CudaRunner::DecodeLedger(int seque
   };
   ASSIGN_OR_RETURN(const CudaGraphExec exec, CaptureLaunches(sample, sampling.kind));
   RETURN_IF_ERROR(time(exec.get(), std::move(sampling)));
-  RETURN_IF_ERROR(time(graph->exec.get(), std::move(whole)));
+  if (graph != nullptr) {
+    RETURN_IF_ERROR(time(graph->exec.get(), std::move(whole)));
+    return costs;
+  }
+  ASSIGN_OR_RETURN(const CudaGraphExec all,
+                   CaptureLaunches([&] { return RunKernels(shape, "the step"); }, "the step"));
+  RETURN_IF_ERROR(time(all.get(), std::move(whole)));
   return costs;
 }
 

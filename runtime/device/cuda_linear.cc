@@ -230,6 +230,34 @@ absl::StatusOr<std::int64_t> CudaLinear::PackedBytes(std::span<const LinearSpec>
   return layer.bytes;
 }
 
+absl::StatusOr<std::int64_t> CudaLinear::ExpandedBytes(std::span<const LinearSpec> specs) {
+  std::int64_t bytes = 0;
+  for (const LinearSpec& spec : specs) {
+    ASSIGN_OR_RETURN(const CudaForm form, CudaFormOf(spec));
+    if (form.kind == CudaForm::Kind::kPacked) bytes += 2 * spec.n * spec.k;
+  }
+  return CudaLayout::Rounded(bytes);
+}
+
+std::int64_t CudaLinear::expanded_bytes() const {
+  std::int64_t all = 0;
+  for (const CudaSegment& segment : segments_) {
+    if (segment.packed()) all += 2 * segment.matrix.shape.n * segment.matrix.shape.k;
+  }
+  return CudaLayout::Rounded(all);
+}
+
+absl::Status CudaLinear::Expand(DType dtype, std::byte* to, cudaStream_t stream) {
+  for (CudaSegment& segment : segments_) {
+    if (!segment.packed()) continue;
+    RETURN_IF_ERROR(
+        CudaError(cuda::DequantizePacked(segment.matrix, dtype, to, stream), "expanding weights"));
+    segment.weights = to;
+    to += 2 * segment.matrix.shape.n * segment.matrix.shape.k;
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<CudaLinear>> CudaLinear::Pack(CudaContext& context,
                                                              std::span<const LinearWeight> weights,
                                                              PackAxis axis) {

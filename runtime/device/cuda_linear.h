@@ -26,7 +26,7 @@ struct CudaContext {
 struct CudaSegment {
   bool dense = false;
   cuda::PackedMatrix matrix;            // of a dense one the shape's n and k
-  const void* weights = nullptr;        // dense: T[n, k]
+  const void* weights = nullptr;        // T[n, k]; of a packed one its expanded copy, or null
   int parts = 1;                        // weights that it joins
   std::int64_t row = 0;                 // of its first output in the layer's (not of experts)
   const float* bias = nullptr;          // f32[n] in packed order
@@ -34,6 +34,7 @@ struct CudaSegment {
   cuda::InputRounding rounding = cuda::InputRounding::kNone;
   float scale = 1.0f, zero = 0.0f, threshold = 0.0f;  // of the rounding
 
+  bool packed() const { return matrix.blocks != nullptr; }
   // Whether the input must be reordered or rounded before the product.
   bool prepares_input() const { return order != nullptr || rounding != cuda::InputRounding::kNone; }
 };
@@ -47,6 +48,12 @@ class CudaLinear final : public PackedLinear {
                                                           PackAxis axis);
   // Exactly CudaLinear::bytes of what Pack makes of such weights.
   static absl::StatusOr<std::int64_t> PackedBytes(std::span<const LinearSpec> specs, PackAxis axis);
+
+  // Of its packed rows in 16 bits.
+  static absl::StatusOr<std::int64_t> ExpandedBytes(std::span<const LinearSpec> specs);
+  // Writes those to device memory, and notes them in the segments.
+  absl::Status Expand(DType dtype, std::byte* to, cudaStream_t stream);
+  std::int64_t expanded_bytes() const;
 
   const std::vector<CudaSegment>& segments() const { return segments_; }
   // One expert of a stack.

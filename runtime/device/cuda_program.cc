@@ -82,7 +82,7 @@ void CudaProgram::PlanScratch(CudaLayout& layout) {
     const std::int64_t whole = 2 * n * k;
     expanded_bytes_ = std::max(expanded_bytes_, head ? std::min(whole, kMostExpandedHead) : whole);
     prepared = std::max(prepared, rows * k * 2);
-    if (!head) raw = std::max(raw, rows * n * 2);
+    if (!head) raw = std::max(raw, cuda::RawBytes(static_cast<int>(rows), n));
   };
   for (const Op& op : program_.ops) {
     if (const auto* linear = std::get_if<LinearOp>(&op)) {
@@ -122,6 +122,21 @@ void CudaProgram::PlanScratch(CudaLayout& layout) {
   moe_.out = layout.Take(rows * hidden * 2);
 }
 
+absl::Status CudaProgram::ExpandWeights(cudaStream_t stream) {
+  const std::vector<LinearId> ids = TokenLinears(program_);
+  std::int64_t bytes = 0;
+  for (const LinearId id : ids) bytes += linears_[static_cast<std::size_t>(id)]->expanded_bytes();
+  ASSIGN_OR_RETURN(expanded_,
+                   CudaMemory::Allocate(CudaMemory::Kind::kDevice, bytes, "the expanded weights"));
+  std::byte* at = expanded_.data();
+  for (const LinearId id : ids) {
+    CudaLinear& linear = *linears_[static_cast<std::size_t>(id)];
+    RETURN_IF_ERROR(linear.Expand(dtype_, at, stream));
+    at += linear.expanded_bytes();
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CudaProgram::Bind(const CudaMemory& memory, ModelWeights weights, const KvLayout& kv,
                                const CompileOptions& options, cublasHandle_t cublas,
                                const StepMemory& step, cudaStream_t stream) {
@@ -130,12 +145,13 @@ absl::Status CudaProgram::Bind(const CudaMemory& memory, ModelWeights weights, c
   memory_ = memory.data();
   weights_ = std::move(weights);
   for (const auto& linear : weights_.linears) {
-    const auto* packed = dynamic_cast<const CudaLinear*>(linear.get());
+    auto* packed = dynamic_cast<CudaLinear*>(linear.get());
     if (packed == nullptr) return absl::InternalError("a weight was packed by another backend");
     linears_.push_back(packed);
     weights_bytes_ += packed->bytes;
   }
 
+  if (options.expanded) RETURN_IF_ERROR(ExpandWeights(stream));
   RETURN_IF_ERROR(CudaError(cudaMemsetAsync(memory_ + zeros_at_, 0, kZeroWords * 4, stream),
                             "clearing the workspace"));
   const auto copy = [&](void* to, const std::vector<float>& from) {

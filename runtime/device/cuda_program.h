@@ -28,10 +28,11 @@ class CudaProgram {
     int op = 0;        // index into Program::ops, for errors
     std::function<cudaError_t(const CudaStepShape&, cuda::LaunchOptions)> run;
     // What it cannot do without, for ledgers: bytes a step, bytes a key of the cache, and
-    // operations a row of its input.
+    // operations a row of its input (a row of logits or a token) and a query and key.
     std::int64_t weight_bytes = 0;
     std::int64_t key_bytes = 0;
-    double flops_a_row = 0.0;
+    double flops_a_row = 0.0, flops_a_score = 0.0;
+    bool per_logit_row = false;
   };
   // Fixed addresses that steps read and write besides activations.
   struct StepMemory {
@@ -53,6 +54,7 @@ class CudaProgram {
   float* logits() const { return F32(program_.logits); }
   const Program& program() const { return program_; }
   std::int64_t weights_bytes() const { return weights_bytes_; }
+  std::int64_t expanded_bytes() const { return expanded_.size(); }
 
  private:
   friend class CudaCompiler;
@@ -72,6 +74,7 @@ class CudaProgram {
   }
   void PlanStorage(CudaLayout& layout);
   void PlanScratch(CudaLayout& layout);
+  absl::Status ExpandWeights(cudaStream_t stream);
 
   const Program program_;
   const DType dtype_;
@@ -92,8 +95,9 @@ class CudaProgram {
 
   std::byte* memory_ = nullptr;
   ModelWeights weights_;
-  std::vector<const CudaLinear*> linears_;
-  CudaMemory vectors_;  // f32 of every norm, one after the other
+  std::vector<CudaLinear*> linears_;
+  CudaMemory expanded_;  // of TokenLinears(), one after the other
+  CudaMemory vectors_;   // f32 of every norm, one after the other
   std::vector<const float*> vector_at_;
   std::int64_t weights_bytes_ = 0;
   std::vector<Launch> launches_;

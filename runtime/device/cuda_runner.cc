@@ -15,10 +15,10 @@ constexpr std::int64_t kCublasBytes = std::int64_t{32} << 20;  // what cuBLAS wa
 // Numbers of sequences that have graphs of their own: up to 16 every product reads its weights once
 // whatever the number, beyond it works in sixteens.
 constexpr int kDecodeSequences[] = {1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512};
-constexpr int kLeastContext = 512;  // of the smallest bound of contexts
-// So many blocks of attention fill the device: its keys are then cut no further, and one graph
-// serves every context.
-constexpr int kFullGrid = 66;
+// Bounds of contexts double from graph to graph, as attention cuts its keys finer for longer ones.
+// Where so many (sequence, kv head) fill the device, it does so beyond 2048 keys only, up to 8 cuts.
+constexpr int kLeastContext = 512, kFullGrid = 66;
+constexpr int kLeastContextOfFullGrid = 2048, kMostContextOfFullGrid = 8192;
 
 std::string Describe(const StepInput& input) {
   return absl::StrCat("step ", input.id, ", ", input.phase == Phase::kDecode ? "decode" : "prefill",
@@ -99,10 +99,10 @@ absl::Status CudaRunner::Allocate(ModelWeights weights, const KvLayout& kv) {
   step.inputs = workspace_.data() + inputs_at_;
   step.last_tokens = slots_.last_tokens();
   step.kv_pool = kv_pool_.data();
-  RETURN_IF_ERROR(
-      program_.Bind(workspace_, std::move(weights), kv, options_, cublas_.get(), step,
-                    stream_.get()));
+  RETURN_IF_ERROR(program_.Bind(workspace_, std::move(weights), kv, options_, cublas_.get(), step,
+                                stream_.get()));
   memory_ = {.weights_bytes = program_.weights_bytes(),
+             .expanded_bytes = program_.expanded_bytes(),
              .kv_bytes = kv_pool_.size(),
              .workspace_bytes = workspace_.size()};
   return absl::OkStatus();
@@ -118,8 +118,10 @@ std::vector<CudaStepShape> CudaRunner::DecodeShapes(const Program& program,
   for (int sequences : kDecodeSequences) {
     const bool last = sequences >= most;
     sequences = std::min(sequences, most);
-    const bool one = options.deterministic || sequences * program.num_kv_heads > kFullGrid;
-    for (std::int64_t context = one ? limits.max_context : kLeastContext;; context *= 2) {
+    const bool full = sequences * program.num_kv_heads > kFullGrid;
+    for (std::int64_t context = full ? kLeastContextOfFullGrid : kLeastContext;; context *= 2) {
+      if (options.deterministic || (full && context > kMostContextOfFullGrid))
+        context = limits.max_context;
       CudaStepShape shape;
       shape.tokens = shape.rows = shape.sequences = sequences;
       shape.max_queries = 1;
@@ -171,6 +173,7 @@ absl::Status CudaRunner::CaptureGraphs() {
   memory_.graphs_bytes = before > after ? static_cast<std::int64_t>(before - after) : 0;
   LogInfo("device memory", {{"used", absl::StrCat(total - after)},
                             {"weights", absl::StrCat(memory_.weights_bytes)},
+                            {"expanded", absl::StrCat(memory_.expanded_bytes)},
                             {"kv", absl::StrCat(memory_.kv_bytes)},
                             {"workspace", absl::StrCat(memory_.workspace_bytes)},
                             {"graphs", absl::StrCat(memory_.graphs_bytes)},

@@ -41,9 +41,12 @@ class CudaRunner final : public Runner {
   int in_flight() const override { return static_cast<int>(flying_.size()); }
   RunnerMemory memory() const override { return memory_; }
 
-  // Where a decode step of `sequences` with `context` keys each spends its time, for benches: all
-  // launches of a kind, one after the other as a graph of their own, over the weights of every
-  // layer. The last is the whole step. Overwrites the KV pool.
+  // Where a step spends its time, for benches: all launches of a kind, one after the other as a
+  // graph of their own, over the weights of every layer. The last is the whole step. Overwrites the
+  // KV pool.
+  struct LedgerStep {
+    int sequences = 1, queries = 1, context = 1024;  // tokens of each, the last of its context
+  };
   struct Cost {
     std::string kind;
     int launches = 0;
@@ -51,7 +54,7 @@ class CudaRunner final : public Runner {
     std::int64_t weight_bytes = 0, key_bytes = 0;
     double flops = 0.0;
   };
-  absl::StatusOr<std::vector<Cost>> DecodeLedger(int sequences, int context, int repeats);
+  absl::StatusOr<std::vector<Cost>> Ledger(const LedgerStep& step, int repeats);
 
  private:
   static constexpr int kSets = CudaSlots::kSets;

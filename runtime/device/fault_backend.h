@@ -28,6 +28,9 @@ class FaultBackend final : public Backend {
                                                      PackAxis axis) override {
     return backend_->Pack(weights, axis);
   }
+  absl::StatusOr<std::int64_t> ExpandedBytes(std::span<const LinearSpec> specs) const override {
+    return backend_->ExpandedBytes(specs);
+  }
   std::int64_t WorkspaceBytes(const Program& program, const StepLimits& limits) const override {
     return backend_->WorkspaceBytes(program, limits);
   }

@@ -145,4 +145,8 @@ struct Program {
   std::int32_t vocab = 0;
 };
 
+// The linears that multiply a row a token and serve nothing else, in order: where steps of many
+// tokens spend their time. Heads, embeddings and experts are not among them.
+std::vector<LinearId> TokenLinears(const Program& program);
+
 }  // namespace nibble

@@ -123,11 +123,13 @@ double AttendedCost(const ModelConfig& config, const MemoryPlan& plan) {
 void PublishMemory(ModelMetrics& metrics, const MemoryPlan& plan, const RunnerMemory& actual,
                    const Tokenizer& tokenizer, const std::string& device) {
   metrics.SetMemory("weights", "planned", device, plan.weights_bytes);
+  metrics.SetMemory("expanded", "planned", device, plan.expanded_bytes);
   metrics.SetMemory("kv", "planned", device, plan.kv_bytes);
   metrics.SetMemory("workspace", "planned", device, plan.workspace_bytes);
   metrics.SetMemory("graphs", "planned", device, plan.graphs_bytes);
   metrics.SetMemory("other", "planned", device, plan.other_bytes);
   metrics.SetMemory("weights", "actual", device, actual.weights_bytes);
+  metrics.SetMemory("expanded", "actual", device, actual.expanded_bytes);
   metrics.SetMemory("kv", "actual", device, actual.kv_bytes);
   metrics.SetMemory("workspace", "actual", device, actual.workspace_bytes);
   metrics.SetMemory("graphs", "actual", device, actual.graphs_bytes);

@@ -73,7 +73,7 @@ struct EngineHooks {
   EngineClock clock = EngineClock::System();
 };
 
-// Reads and compiles what was opened and planned. `memory` is the lease of plan.total_bytes().
+// Reads and compiles what was opened and planned. `memory` is the lease of plan.own_bytes().
 absl::StatusOr<LoadedModel> LoadModel(const LoadSpec& spec, OpenedModel opened,
                                       const MemoryPlan& plan, MemoryLedger::Lease memory,
                                       std::shared_ptr<ModelMetrics> metrics, EngineHooks hooks,

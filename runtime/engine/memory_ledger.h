@@ -1,4 +1,4 @@
-// How much of each device the loaded models take, by their plans.
+// How much of each device the loaded models take, by their plans, without what they share.
 #pragma once
 
 #include <cstdint>

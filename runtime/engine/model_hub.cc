@@ -242,7 +242,7 @@ absl::StatusOr<LoadedModel> ModelHub::Impl::Build(const LoadSpec& spec,
     const std::string& device = opened.backend->info().name;
     std::lock_guard lock(plan_mutex);
     ASSIGN_OR_RETURN(plan, opened.Plan(spec.plan, ledger->Held(device)));
-    memory = ledger->Take(device, plan.total_bytes());
+    memory = ledger->Take(device, plan.own_bytes());
   }
   EngineHooks hooks;
   hooks.on_device_lost = [this, name = spec.name](const absl::Status& error) {

@@ -26,29 +26,70 @@ absl::Status OfModel(const LoadSpec& spec, const absl::Status& status) {
       ReasonOf(why));
 }
 
+// What all of them take together; of those that share, all but the KV pools.
+struct Together {
+  std::int64_t budget = 0, fixed = 0, sharers = 0;
+  std::int64_t left() const { return budget - fixed; }
+};
+
+absl::StatusOr<Together> Sum(std::int64_t held, std::vector<Candidate>& models) {
+  Together sum;
+  std::int64_t common = 0;
+  for (Candidate& model : models) {
+    absl::StatusOr<MemoryPlan> plan = model.opened.Plan(model.spec->plan, held);
+    if (!plan.ok()) return OfModel(*model.spec, plan.status());
+    model.alone = plan->kv_bytes;
+    common = std::max(common, plan->shared_bytes);
+    sum.budget = plan->budget_bytes;
+    sum.fixed += plan->own_bytes() - (model.shares ? plan->kv_bytes : 0);
+    sum.sharers += model.shares ? 1 : 0;
+  }
+  sum.fixed += common;
+  return sum;
+}
+
+// Settles PrefillWeights::kAuto: a plan of one model would take for its copy what the others need.
+// All that would keep one alone keep it, or none.
+absl::Status ChooseWeights(std::int64_t held, std::vector<Candidate>& models) {
+  std::vector<PrefillWeights*> choices;
+  for (Candidate& model : models) {
+    PlanOptions& options = model.spec->plan;
+    if (options.prefill_weights != PrefillWeights::kAuto) continue;
+    absl::StatusOr<MemoryPlan> plan = model.opened.Plan(options, held);
+    if (!plan.ok()) return OfModel(*model.spec, plan.status());
+    if (plan->expanded_bytes > 0) choices.push_back(&options.prefill_weights);
+    options.prefill_weights = PrefillWeights::kPacked;
+  }
+  if (choices.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const Together packed, Sum(held, models));
+  for (PrefillWeights* choice : choices) *choice = PrefillWeights::kExpanded;
+  const absl::StatusOr<Together> expanded = Sum(held, models);
+  const double least = kLeastKvShare * static_cast<double>(packed.left());
+  if (expanded.ok() && static_cast<double>(expanded->left()) >= std::max(least, 0.0))
+    return absl::OkStatus();
+  for (PrefillWeights* choice : choices) *choice = PrefillWeights::kPacked;
+  return absl::OkStatus();
+}
+
 // A plan's workspace may depend on its KV, so a share is tried: what the plans with it exceed the
 // budget by is taken off again.
 absl::Status ShareDevice(const std::string& device, std::int64_t held,
                          std::vector<Candidate>& models) {
-  std::int64_t budget = 0, fixed = 0, sharers = 0;
-  for (Candidate& model : models) {
-    absl::StatusOr<MemoryPlan> plan = model.opened.Plan(model.spec->plan, held);
-    if (!plan.ok()) return OfModel(*model.spec, plan.status());
-    budget = plan->budget_bytes;
-    model.alone = plan->kv_bytes;
-    fixed += plan->total_bytes() - (model.shares ? plan->kv_bytes : 0);
-    sharers += model.shares ? 1 : 0;
-  }
+  RETURN_IF_ERROR(ChooseWeights(held, models));
+  ASSIGN_OR_RETURN(const Together all, Sum(held, models));
+  const auto [budget, fixed, sharers] = all;
   if (sharers == 0) return absl::OkStatus();
-  std::int64_t share = (budget - fixed) / sharers;
+  std::int64_t share = all.left() / sharers;
   for (int round = 0; round < 8 && share > 0; ++round) {
-    std::int64_t total = 0;
+    std::int64_t total = 0, common = 0;
     for (Candidate& model : models) {
       if (model.shares) model.spec->plan.kv_bytes = std::min(share, model.alone);
       absl::StatusOr<MemoryPlan> plan = model.opened.Plan(model.spec->plan, held);
       if (!plan.ok()) return OfModel(*model.spec, plan.status());
-      total += plan->total_bytes();
+      total += plan->own_bytes();
+      common = std::max(common, plan->shared_bytes);
     }
+    total += common;
     if (total <= budget) return absl::OkStatus();
     share -= (total - budget + sharers - 1) / sharers;
   }

@@ -162,8 +162,9 @@ absl::StatusOr<std::unique_ptr<Runner>> LoadRunner(const ModelConfig& config,
   if (progress && !progress("compile", loader.total_bytes(), loader.total_bytes())) {
     return absl::CancelledError("the load was cancelled");
   }
-  return backend.Compile(built.program, std::move(weights), plan.kv, plan.limits,
-                         {.deterministic = plan.deterministic});
+  return backend.Compile(
+      built.program, std::move(weights), plan.kv, plan.limits,
+      {.expanded = plan.expanded_bytes > 0, .deterministic = plan.deterministic});
 }
 
 }  // namespace nibble

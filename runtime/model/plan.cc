@@ -26,9 +26,9 @@ constexpr std::int32_t kHostStepTokens = 512, kDeviceStepTokens = 2048;
 constexpr std::int32_t kMinLogitRows =
     32;  // prompt log-probabilities score so many rows a step at least
 
-// What no table lists: on a host the daemon itself, on a card the context, its libraries and
-// fragmentation.
-constexpr std::int64_t kHostOther = 24 * kMiB, kDeviceOther = 720 * kMiB;
+// What no table lists: on a host the daemon itself; on a card the context with its libraries, once
+// for all models, and of each its handles and fragmentation.
+constexpr std::int64_t kHostOther = 24 * kMiB, kDeviceShared = 672 * kMiB, kDeviceOther = 48 * kMiB;
 constexpr std::int64_t kBytesPerVocabularyEntry =
     192;  // strings, hash entries and merges of the tokenizer
 
@@ -113,17 +113,19 @@ absl::StatusOr<KvLayout> Layout(const ModelConfig& config, const PlanOptions& op
 
 absl::Status DoesNotFit(const MemoryPlan& plan, const PlanOptions& options, const DeviceInfo& info,
                         std::int64_t kv_needed, const std::string& kv_what) {
-  const std::int64_t fixed =
-      plan.weights_bytes + plan.workspace_bytes + plan.graphs_bytes + plan.other_bytes;
+  const std::string expanded =
+      plan.expanded_bytes > 0 ? absl::StrCat(", their expanded copy ", Show(plan.expanded_bytes),
+                                             " (--prefill-weights=packed does without)")
+                              : "";
   const std::string budget = options.memory_bytes
                                  ? absl::StrCat("--memory is ", Show(plan.budget_bytes))
                                  : absl::StrCat("the budget is ", Show(plan.budget_bytes),
                                                 ", 90% of what ", info.name, " has");
   return absl::ResourceExhaustedError(
-      absl::StrCat("the model needs ", Show(fixed + kv_needed), ": weights ",
-                   Show(plan.weights_bytes), ", workspace ", Show(plan.workspace_bytes), ", other ",
-                   Show(plan.other_bytes + plan.graphs_bytes), ", and ", Show(kv_needed),
-                   " of KV for ", kv_what, "; ", budget,
+      absl::StrCat("the model needs ", Show(plan.fixed_bytes() + kv_needed), ": weights ",
+                   Show(plan.weights_bytes), expanded, ", workspace ", Show(plan.workspace_bytes),
+                   ", other ", Show(plan.other_bytes + plan.graphs_bytes), ", and ",
+                   Show(kv_needed), " of KV for ", kv_what, "; ", budget,
                    ". Raise --memory, lower --max-context or --max-batch, take a narrower "
                    "--kv-dtype, or serve a smaller "
                    "quantization"));
@@ -146,9 +148,7 @@ std::int64_t KvBudget(const MemoryPlan& plan, const PlanOptions& options, bool o
 }
 
 absl::Status SizeKvPool(const PlanOptions& options, const DeviceInfo& info, MemoryPlan& plan) {
-  const std::int64_t fixed =
-      plan.weights_bytes + plan.workspace_bytes + plan.graphs_bytes + plan.other_bytes;
-  const std::int64_t available = plan.budget_bytes - fixed;
+  const std::int64_t available = plan.budget_bytes - plan.fixed_bytes();
   const std::int64_t page_bytes = plan.kv.BytesPerPage();
   const std::int64_t sequence_bytes =
       CeilDiv(plan.limits.max_context, plan.kv.page_tokens) * page_bytes;
@@ -176,6 +176,64 @@ absl::Status SizeKvPool(const PlanOptions& options, const DeviceInfo& info, Memo
                       absl::StrCat("one sequence of --max-context ", *options.max_context));
   }
   return absl::OkStatus();
+}
+
+// A context that nobody asked for gives way, also in what the workspace needs for it.
+absl::Status Fit(const Program& program, const Backend& backend, const PlanOptions& options,
+                 MemoryPlan& plan) {
+  absl::Status fits;
+  do {
+    plan.workspace_bytes = backend.WorkspaceBytes(program, plan.limits);
+    plan.graphs_bytes = backend.GraphsBytes(program, plan.limits);
+    fits = SizeKvPool(options, backend.info(), plan);
+    if (fits.ok() || options.max_context) break;
+    plan.limits.max_context /= 2;
+  } while (plan.limits.max_context >= plan.kv.page_tokens);
+  return fits;
+}
+
+absl::StatusOr<std::int64_t> ExpandedBytes(const BuiltProgram& built, const WeightFormat& format,
+                                           const Backend& backend) {
+  std::int64_t bytes = 0;
+  for (const LinearId id : TokenLinears(built.program)) {
+    const LinearPlan& linear = built.weights.linears[static_cast<std::size_t>(id)];
+    ASSIGN_OR_RETURN(const std::vector<LinearSpec> specs, DescribeLinear(format, linear));
+    ASSIGN_OR_RETURN(const std::int64_t each, backend.ExpandedBytes(specs));
+    bytes += each;
+  }
+  return bytes;
+}
+
+// `wanted` as fits the budget, with an expanded copy of the weights or without.
+absl::StatusOr<MemoryPlan> FitWeights(const MemoryPlan& wanted, const BuiltProgram& built,
+                                      const WeightFormat& format, const Backend& backend,
+                                      const PlanOptions& options) {
+  const bool asked = options.prefill_weights == PrefillWeights::kExpanded;
+  if (asked && options.deterministic) {
+    return absl::InvalidArgumentError(
+        "--prefill-weights=expanded: --deterministic multiplies by packed weights; drop one of "
+        "them");
+  }
+  const absl::StatusOr<std::int64_t> bytes = ExpandedBytes(built, format, backend);
+  if (asked && !bytes.ok()) {
+    return absl::Status(bytes.status().code(),
+                        absl::StrCat("--prefill-weights=expanded: ", bytes.status().message()));
+  }
+  MemoryPlan packed = wanted, expanded = wanted;
+  if (asked) {
+    expanded.expanded_bytes = *bytes;
+    RETURN_IF_ERROR(Fit(built.program, backend, options, expanded));
+    return expanded;
+  }
+  RETURN_IF_ERROR(Fit(built.program, backend, options, packed));
+  if (options.prefill_weights == PrefillWeights::kPacked || options.deterministic || !bytes.ok())
+    return packed;
+  expanded.expanded_bytes = *bytes;
+  const bool fits = Fit(built.program, backend, options, expanded).ok() &&
+                    expanded.limits.max_context == packed.limits.max_context &&
+                    static_cast<double>(expanded.kv_bytes) >=
+                        kLeastKvShare * static_cast<double>(packed.kv_bytes);
+  return fits ? expanded : packed;
 }
 
 }  // namespace
@@ -206,30 +264,22 @@ absl::StatusOr<MemoryPlan> PlanMemory(const ModelConfig& config, const Checkpoin
   plan.balance_batch = info.memory_bandwidth > 0 && info.flops > 0
                            ? BalanceBatch(info.flops, info.memory_bandwidth, plan.bits_per_weight)
                            : 0.0;
-  plan.other_bytes =
-      (on_host ? kHostOther : kDeviceOther) + config.vocab * kBytesPerVocabularyEntry;
+  plan.shared_bytes = on_host ? 0 : kDeviceShared;
+  plan.other_bytes = (on_host ? kHostOther : kDeviceShared + kDeviceOther) +
+                     config.vocab * kBytesPerVocabularyEntry;
 
-  // A context that nobody asked for gives way, also in what the workspace needs for it.
-  absl::Status fits;
-  do {
-    plan.workspace_bytes = backend.WorkspaceBytes(built.program, plan.limits);
-    plan.graphs_bytes = backend.GraphsBytes(built.program, plan.limits);
-    fits = SizeKvPool(options, info, plan);
-    if (fits.ok() || options.max_context) break;
-    plan.limits.max_context /= 2;
-  } while (plan.limits.max_context >= plan.kv.page_tokens);
-  RETURN_IF_ERROR(fits);
-  plan.workspace_bytes = backend.WorkspaceBytes(built.program, plan.limits);
-  return plan;
+  return FitWeights(plan, built, format, backend, options);
 }
 
 Json ToJson(const MemoryPlan& plan) {
   Json json;
   json.Set("weights_bytes", plan.weights_bytes);
+  json.Set("expanded_bytes", plan.expanded_bytes);
   json.Set("kv_bytes", plan.kv_bytes);
   json.Set("workspace_bytes", plan.workspace_bytes);
   json.Set("graphs_bytes", plan.graphs_bytes);
   json.Set("other_bytes", plan.other_bytes);
+  json.Set("shared_bytes", plan.shared_bytes);
   json.Set("total_bytes", plan.total_bytes());
   json.Set("budget_bytes", plan.budget_bytes);
   json.Set("parameters", plan.parameters);

@@ -15,6 +15,11 @@
 
 namespace nibble {
 
+// --prefill-weights: what steps of many tokens multiply by. kExpanded keeps a copy in 16 bits
+// beside the packed weights, kAuto where the KV pool still gets most of what it would get without.
+enum class PrefillWeights : std::uint8_t { kAuto, kPacked, kExpanded };
+inline constexpr double kLeastKvShare = 0.75;  // that is most of it
+
 struct PlanOptions {
   std::optional<std::int64_t> memory_bytes;  // --memory resolved; the device's 90% when unset
   // --kv-memory. Unset: what is left, but no more than max_batch sequences of max_context can use,
@@ -24,20 +29,26 @@ struct PlanOptions {
   std::optional<std::int32_t> max_context;  // --max-context; unset: the model's
   std::optional<std::int32_t> max_batch;    // --max-batch; unset: 64 on a host, 256 on a card
   Compute compute = Compute::kAuto;
-  bool deterministic = false;  // --deterministic
+  PrefillWeights prefill_weights = PrefillWeights::kAuto;
+  bool deterministic = false;  // --deterministic; then kAuto is kPacked
   std::int32_t page_tokens = 64;
 };
 
 struct MemoryPlan {
   std::int64_t weights_bytes = 0;
+  std::int64_t expanded_bytes = 0;  // 0: prompts multiply by packed weights, like all else
   std::int64_t kv_bytes = 0;
   std::int64_t workspace_bytes = 0;
   std::int64_t graphs_bytes = 0;
   std::int64_t other_bytes = 0;  // tokenizer, tables, library handles, headroom
+  // Of other_bytes, what all models of a device have in common: a card's context and libraries.
+  std::int64_t shared_bytes = 0;
   std::int64_t budget_bytes = 0;
-  std::int64_t total_bytes() const {
-    return weights_bytes + kv_bytes + workspace_bytes + graphs_bytes + other_bytes;
+  std::int64_t fixed_bytes() const {  // all but the KV pool
+    return weights_bytes + expanded_bytes + workspace_bytes + graphs_bytes + other_bytes;
   }
+  std::int64_t total_bytes() const { return fixed_bytes() + kv_bytes; }
+  std::int64_t own_bytes() const { return total_bytes() - shared_bytes; }
 
   KvLayout kv;
   StepLimits limits;
@@ -50,7 +61,8 @@ struct MemoryPlan {
 };
 
 // ResourceExhausted when not even one sequence of one page fits: names the sizes and the flag to
-// change.
+// change. Unimplemented and InvalidArgument: an expanded copy was asked for that the backend or
+// --deterministic does not go with.
 absl::StatusOr<MemoryPlan> PlanMemory(const ModelConfig& config, const Checkpoint& checkpoint,
                                       const WeightFormat& format, const Backend& backend,
                                       const PlanOptions& options);

@@ -65,6 +65,7 @@ void BenchReport::PrintHead() const {
               ShowTime(info.load_time).c_str(), ShowTime(subject_.ready).c_str());
   std::printf("  %-10s %12s %12s\n", "memory", "planned", "actual");
   part("weights", plan.weights_bytes, subject_.memory.weights_bytes);
+  part("expanded", plan.expanded_bytes, subject_.memory.expanded_bytes);
   part("kv", plan.kv_bytes, subject_.memory.kv_bytes);
   part("workspace", plan.workspace_bytes, subject_.memory.workspace_bytes);
   part("graphs", plan.graphs_bytes, subject_.memory.graphs_bytes);
@@ -162,6 +163,7 @@ void BenchReport::End() {
   json.Set("plan", ToJson(info.plan));
   Json memory;
   memory.Set("weights", Part(info.plan.weights_bytes, subject_.memory.weights_bytes));
+  memory.Set("expanded", Part(info.plan.expanded_bytes, subject_.memory.expanded_bytes));
   memory.Set("kv", Part(info.plan.kv_bytes, subject_.memory.kv_bytes));
   memory.Set("workspace", Part(info.plan.workspace_bytes, subject_.memory.workspace_bytes));
   memory.Set("graphs", Part(info.plan.graphs_bytes, subject_.memory.graphs_bytes));

@@ -39,9 +39,13 @@ void ModelFlags::AddTo(CLI::App& app) {
       ->group(group);
   app.add_option("--kv-memory", kv_memory, "of the KV cache, BYTES or PERCENT (what is left)")
       ->group(group);
-  app.add_option("--kv-dtype", kv_dtype, "of the KV cache: auto, f32, f16, bf16, fp8 or int8")->group(group);
+  app.add_option("--kv-dtype", kv_dtype, "of the KV cache: auto, f32, f16, bf16, fp8 or int8")
+      ->group(group);
   app.add_option("--compute", compute,
                  "narrowest type of activations: auto, f32, f16, bf16, fp8 or int8")
+      ->group(group);
+  app.add_option("--prefill-weights", prefill_weights,
+                 "what prompts multiply by on a GPU: auto, packed or expanded")
       ->group(group);
   app.add_option("--max-context", max_context, "tokens of one sequence (the model's)")
       ->group(group);
@@ -67,6 +71,8 @@ absl::StatusOr<LoadSpec> ModelFlags::ToLoadSpec(const std::string& path,
   RETURN_IF_ERROR(TakeSize("--kv-memory", kv_memory, &options.kv_memory));
   RETURN_IF_ERROR(Take("--kv-dtype", ParseKvDType(kv_dtype), &options.kv_dtype));
   RETURN_IF_ERROR(Take("--compute", ParseCompute(compute), &options.compute));
+  RETURN_IF_ERROR(
+      Take("--prefill-weights", ParsePrefillWeights(prefill_weights), &options.prefill_weights));
   RETURN_IF_ERROR(Take("--quantize", ParseQuantization(quantize), &options.quantize));
   std::int64_t device_bytes = 0;
   if (NeedsDeviceBytes(options)) {

@@ -16,7 +16,7 @@ struct ModelFlags {
   std::string device = "auto";
   int threads = 0;
   std::string memory, kv_memory;
-  std::string kv_dtype = "auto", compute = "auto", quantize = "none";
+  std::string kv_dtype = "auto", compute = "auto", prefill_weights = "auto", quantize = "none";
   std::optional<std::int32_t> max_context, max_batch;
   bool deterministic = false;
 

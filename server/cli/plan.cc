@@ -26,6 +26,10 @@ void PrintPlan(const OpenedModel& model, const MemoryPlan& plan) {
               plan.bits_per_weight, device.name.c_str(), device.description.c_str(),
               ShowBytes(device.memory_bytes).c_str());
   Print("weights", ShowBytes(plan.weights_bytes));
+  if (plan.expanded_bytes > 0) {
+    Print("expanded weights", ShowBytes(plan.expanded_bytes),
+          "a copy in 16 bits for prompts; --prefill-weights=packed does without");
+  }
   Print("KV cache", ShowBytes(plan.kv_bytes),
         absl::StrCat(ShowCount(plan.kv_tokens), " tokens of ", ShowBytes(plan.kv_bytes_per_token),
                      " (", NameOf(plan.kv.dtype), ")"));

@@ -5,7 +5,8 @@ import {bytes, digits, make, parameters, setBadge, setText, whole} from "./dom.j
 const STATES = {
   serving: ["good", "Serving"], loading: ["warn", "Loading"], draining: ["warn", "Draining"], failed: ["bad", "Failed"],
 };
-const KINDS = [["weights", "Weights"], ["kv", "KV cache"], ["workspace", "Workspace"], ["graphs", "Graphs"], ["other", "Other"]];
+const KINDS = [["weights", "Weights"], ["kv", "KV cache"], ["workspace", "Workspace"], ["graphs", "Graphs"], ["other", "Other"],
+  ["expanded", "Expanded weights"]];
 const STAGES = {
   read: "Reading the checkpoint’s headers", plan: "Planning memory", weights: "Loading weights",
   compile: "Compiling the program", "warm up": "Warming up",
@@ -51,8 +52,8 @@ class Card {
     this.facts = make("dl", {class: "model-facts", hidden: true},
       ...FACTS.map(([label], i) => make("div", {}, make("dt", {}, label), this.values[i])));
     this.budget = make("span", {class: "label"});
-    this.planned = new Meter("Planned", [1, 2, 3, 4, 5]);
-    this.actual = new Meter("Actual", [1, 2, 3, 4, 5]);
+    this.planned = new Meter("Planned", KINDS.map((_, i) => i + 1));
+    this.actual = new Meter("Actual", KINDS.map((_, i) => i + 1));
     this.pool = new Meter("KV pool", [2, 5]);
     this.cells = KINDS.map(() => [make("td", {class: "n"}), make("td", {class: "n"})]);
     const rows = KINDS.map(([, label], i) => make("tr", {}, make("th", {scope: "row"},

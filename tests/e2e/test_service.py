@@ -57,7 +57,7 @@ def test_models_are_listed(smollm2_client):
     assert 130e6 < model.parameters < 140e6
     assert model.compute in ("f32", "int16 in blocks of 32")
     assert model.memory.total_bytes == sum(
-        getattr(model.memory, f"{kind}_bytes") for kind in ("weights", "kv", "workspace", "graphs", "other"))
+        getattr(model.memory, f"{kind}_bytes") for kind in ("weights", "expanded", "kv", "workspace", "graphs", "other"))
     assert [m.name for m in smollm2_client.ListModels().models] == ["smollm2"]
 
 

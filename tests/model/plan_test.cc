@@ -122,6 +122,96 @@ TEST_F(PlanTest, KeepsTheModelsContextBesideASmallPoolUnlessOneWasAskedFor) {
   EXPECT_THAT(std::string(asked.status().message()), HasSubstr("--max-context 128"));
 }
 
+// A backend that could keep copies.
+class CopyingBackend final : public Backend {
+ public:
+  explicit CopyingBackend(Backend& backend) : backend_(backend) {}
+  const DeviceInfo& info() const override { return backend_.info(); }
+  DType DefaultKvDType(Compute compute) const override { return backend_.DefaultKvDType(compute); }
+  std::string ComputeName() const override { return backend_.ComputeName(); }
+  absl::StatusOr<std::int64_t> PackedBytes(std::span<const LinearSpec> specs,
+                                           PackAxis axis) const override {
+    return backend_.PackedBytes(specs, axis);
+  }
+  absl::StatusOr<std::int64_t> ExpandedBytes(std::span<const LinearSpec> specs) const override {
+    std::int64_t bytes = 0;
+    for (const LinearSpec& spec : specs) bytes += 2 * spec.n * spec.k;
+    return bytes;
+  }
+  absl::StatusOr<std::unique_ptr<PackedLinear>> Pack(std::span<const LinearWeight> weights,
+                                                     PackAxis axis) override {
+    return backend_.Pack(weights, axis);
+  }
+  std::int64_t WorkspaceBytes(const Program& program, const StepLimits& limits) const override {
+    return backend_.WorkspaceBytes(program, limits);
+  }
+  absl::StatusOr<std::unique_ptr<Runner>> Compile(const Program& program, ModelWeights weights,
+                                                  const KvLayout& kv, const StepLimits& limits,
+                                                  const CompileOptions& options) override {
+    return backend_.Compile(program, std::move(weights), kv, limits, options);
+  }
+
+ private:
+  Backend& backend_;
+};
+
+TEST_F(PlanTest, KeepsAnExpandedCopyWhereTheKvPoolCanSpareIt) {
+  ASSERT_NO_FATAL_FAILURE(Open("llama"));
+  const CopyingBackend backend(*backend_);
+  const auto plan_with = [&](const PlanOptions& options) {
+    return PlanMemory(config_, *checkpoint_, *format_, backend, options);
+  };
+  PlanOptions options;
+  options.max_batch = 4;
+  options.kv_dtype = DType::kF16;
+  const auto roomy = plan_with(options);
+  ASSERT_TRUE(roomy.ok()) << roomy.status();
+  std::int64_t copies = 0;  // of every linear but the embedding and the head
+  const auto built = BuildProgram(config_, *checkpoint_, *format_, 128);
+  ASSERT_TRUE(built.ok()) << built.status();
+  for (const LinearPlan& linear : built->weights.linears) {
+    for (const LinearSpec& spec : DescribeLinear(*format_, linear).value())
+      copies += spec.n == config_.vocab ? 0 : 2 * spec.n * spec.k;
+  }
+  EXPECT_EQ(roomy->expanded_bytes, copies);
+  EXPECT_EQ(roomy->total_bytes(), roomy->fixed_bytes() + roomy->kv_bytes);
+
+  options.prefill_weights = PrefillWeights::kPacked;
+  const auto packed = plan_with(options);
+  ASSERT_TRUE(packed.ok()) << packed.status();
+  EXPECT_EQ(packed->expanded_bytes, 0);
+  EXPECT_EQ(packed->kv_bytes, roomy->kv_bytes);
+
+  ASSERT_GT(copies / 2, packed->kv_bytes / 4);  // more than may be taken from the pool
+  options.prefill_weights = PrefillWeights::kAuto;
+  options.memory_bytes = packed->total_bytes() + copies;
+  EXPECT_EQ(plan_with(options)->expanded_bytes, copies);
+  options.memory_bytes = packed->total_bytes() + copies / 2;  // the rest would be the KV pool's
+  const auto small = plan_with(options);
+  ASSERT_TRUE(small.ok()) << small.status();
+  EXPECT_EQ(small->expanded_bytes, 0);
+  EXPECT_EQ(small->kv_bytes, packed->kv_bytes);
+
+  options = {};
+  options.prefill_weights = PrefillWeights::kExpanded;
+  options.memory_bytes = packed->fixed_bytes() + copies / 2;
+  EXPECT_THAT(std::string(plan_with(options).status().message()),
+              HasSubstr("--prefill-weights=packed"));
+  options.memory_bytes.reset();
+  options.deterministic = true;
+  EXPECT_EQ(plan_with(options).status().code(), absl::StatusCode::kInvalidArgument);
+  options.prefill_weights = PrefillWeights::kAuto;
+  EXPECT_EQ(plan_with(options)->expanded_bytes, 0);
+}
+
+TEST_F(PlanTest, HostKeepsNoExpandedCopy) {
+  ASSERT_NO_FATAL_FAILURE(Open("llama"));
+  EXPECT_EQ(Plan({})->expanded_bytes, 0);
+  const auto asked = Plan({.prefill_weights = PrefillWeights::kExpanded});
+  EXPECT_EQ(asked.status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(asked.status().message()), HasSubstr("--prefill-weights=expanded: cpu"));
+}
+
 TEST_F(PlanTest, RefusalsNameSizesAndFlags) {
   ASSERT_NO_FATAL_FAILURE(Open("llama"));
   PlanOptions options;

@@ -301,8 +301,8 @@ TEST_F(ModelCommandTest, PlanAddsUp) {
   ASSERT_TRUE(json.ok()) << ran.out;
   const Json& plan = *json->Find("plan");
   std::int64_t sum = 0;
-  for (const char* part :
-       {"weights_bytes", "kv_bytes", "workspace_bytes", "graphs_bytes", "other_bytes"})
+  for (const char* part : {"weights_bytes", "expanded_bytes", "kv_bytes", "workspace_bytes",
+                           "graphs_bytes", "other_bytes"})
     sum += plan.Find(part)->AsInt64();
   EXPECT_EQ(plan.Find("total_bytes")->AsInt64(), sum);
   EXPECT_EQ(json->Find("architecture")->AsString(), "llama");

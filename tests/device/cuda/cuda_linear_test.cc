@@ -61,7 +61,8 @@ OneLinear MakeOneLinear(Backend& backend, std::vector<LinearWeight> parts, PackA
 // Of steps of so many rows: their 20 best log-probabilities and that of the scored token.
 std::vector<std::vector<RowResult>> Score(Backend& backend, OneLinear model,
                                           const std::vector<int>& counts) {
-  auto runner = backend.Compile(model.program, std::move(model.weights), model.kv, model.limits, {});
+  auto runner =
+      backend.Compile(model.program, std::move(model.weights), model.kv, model.limits, {});
   EXPECT_TRUE(runner.ok()) << runner.status();
   std::vector<std::vector<RowResult>> all;
   for (const int rows : counts) {
