@@ -1,6 +1,8 @@
 #include "server/daemon.h"
 
 #include <algorithm>
+#include <map>
+#include <string>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -140,14 +142,17 @@ absl::Status Daemon::StartAdmin(std::shared_ptr<grpc::ServerCredentials> credent
 }
 
 absl::StatusOr<std::vector<LoadSpec>> Daemon::StartupSpecs() {
-  std::int64_t device_bytes = 0;
-  if (NeedsDeviceBytes(options_)) {
-    ASSIGN_OR_RETURN(const auto backend, OpenBackend(MakeLoadSpec(options_, 0).backend));
-    device_bytes = backend->info().memory_bytes;
-  }
+  std::map<std::string, std::int64_t> device_bytes;
   std::vector<LoadSpec> specs;
-  for (const ModelOption& model : options_.models)
-    specs.push_back(MakeLoadSpec(options_, model, device_bytes));
+  for (const ModelOption& model : options_.models) {
+    const BackendOptions device = MakeLoadSpec(options_, model, 0).backend;
+    std::int64_t& bytes = device_bytes[device.device];
+    if (bytes == 0 && NeedsDeviceBytes(options_)) {
+      ASSIGN_OR_RETURN(const auto backend, OpenBackend(device));
+      bytes = backend->info().memory_bytes;
+    }
+    specs.push_back(MakeLoadSpec(options_, model, bytes));
+  }
   if (specs.size() > 1) RETURN_IF_ERROR(hub_.ShareKvMemory(&specs));
   return specs;
 }

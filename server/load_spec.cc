@@ -46,6 +46,7 @@ LoadSpec MakeLoadSpec(const ServeOptions& options, const ModelOption& model,
   spec.path = model.path;
   if (model.kv_memory.has_value()) spec.plan.kv_bytes = ToBytes(*model.kv_memory, device_bytes);
   if (model.max_context.has_value()) spec.plan.max_context = model.max_context;
+  if (model.device.has_value()) spec.backend.device = *model.device;
   return spec;
 }
 

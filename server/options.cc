@@ -226,15 +226,17 @@ absl::StatusOr<ModelOption> ParseModelOption(absl::string_view text) {
       continue;
     }
     in_settings = true;
-    if (setting.first == "kv-memory") {
+    if (setting.first == "device") {
+      ASSIGN_OR_RETURN(model.device, ParseDevice(setting.second));
+    } else if (setting.first == "kv-memory") {
       ASSIGN_OR_RETURN(model.kv_memory, ParseMemorySize(setting.second));
     } else if (setting.first == "max-context") {
       ASSIGN_OR_RETURN(const std::int64_t tokens, ParseInteger(setting.second, 1, kMaxInt32));
       model.max_context = static_cast<std::int32_t>(tokens);
     } else {
-      return absl::InvalidArgumentError(absl::StrCat(Quote(text), ": there is no model setting ",
-                                                     Quote(setting.first),
-                                                     "; there are kv-memory and max-context"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(Quote(text), ": there is no model setting ", Quote(setting.first),
+                       "; there are device, kv-memory and max-context"));
     }
   }
   const std::size_t equals = path.find('=');
@@ -305,8 +307,9 @@ std::string ServeHelp() {
       "usage: nibble serve [FLAGS] MODEL...\n\n"
       "Serves models over gRPC. MODEL is a Hugging Face directory, a .safetensors or a .gguf "
       "file:\n"
-      "PATH or NAME=PATH[,kv-memory=SIZE][,max-context=TOKENS]. The first is the default of "
-      "requests.\n\n";
+      "PATH or NAME=PATH[,device=NAME][,kv-memory=SIZE][,max-context=TOKENS]. The first is the "
+      "default\n"
+      "of requests.\n\n";
   for (const Flag& flag : Flags()) {
     std::string left =
         absl::StrCat("  --", flag.name, flag.value[0] == '\0' ? "" : " ", flag.value);

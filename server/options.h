@@ -16,9 +16,10 @@
 
 namespace nibble {
 
-// PATH or NAME=PATH[,kv-memory=SIZE][,max-context=TOKENS].
+// PATH or NAME=PATH[,device=NAME][,kv-memory=SIZE][,max-context=TOKENS].
 struct ModelOption {
   std::string name, path;
+  std::optional<std::string> device;
   std::optional<MemorySize> kv_memory;
   std::optional<std::int32_t> max_context;
 };

@@ -114,12 +114,18 @@ TEST(ServeOptionsTest, ErrorsNameWhoSaidIt) {
 }
 
 TEST(ModelOptionTest, ReadsNameAndSettings) {
-  const auto model = ParseModelOption("chat=/m/a=b,c,kv-memory=500MB,max-context=4096");
+  const auto model =
+      ParseModelOption("chat=/m/a=b,c,kv-memory=500MB,max-context=4096,device=cuda:1");
   ASSERT_TRUE(model.ok()) << model.status();
   EXPECT_EQ(model->name, "chat");
   EXPECT_EQ(model->path, "/m/a=b,c");
   EXPECT_EQ(model->kv_memory, MemorySize(std::int64_t{500'000'000}));
   EXPECT_EQ(model->max_context, 4096);
+  EXPECT_EQ(model->device, "cuda:1");
+  ServeOptions options;
+  options.device = "cuda";
+  EXPECT_EQ(MakeLoadSpec(options, *model, 0).backend.device, "cuda:1");
+  EXPECT_EQ(MakeLoadSpec(options, *ParseModelOption("/m/x"), 0).backend.device, "cuda");
 }
 
 TEST(ModelOptionTest, NamesComeFromThePath) {
@@ -128,6 +134,7 @@ TEST(ModelOptionTest, NamesComeFromThePath) {
   EXPECT_FALSE(ParseModelOption("/m/with space").ok());
   EXPECT_FALSE(ParseModelOption("x=").ok());
   EXPECT_FALSE(ParseModelOption("/m,kv-memry=1G").ok());
+  EXPECT_FALSE(ParseModelOption("/m,device=gpu").ok());
 }
 
 TEST(ByteSizeTest, HumanSizes) {
