@@ -37,24 +37,6 @@ int FixedSplit(int max_context) {
 
 }  // namespace
 
-std::int64_t CudaCompiler::AttentionBytes(const Program& program, DType dtype,
-                                          const StepLimits& limits) {
-  std::int64_t most = 0;
-  cuda::AttentionArgs args;
-  args.dtype = dtype;
-  args.heads = program.num_heads;
-  args.kv_heads = program.num_kv_heads;
-  args.head_dim = program.head_dim;
-  for (args.sequences = 1; args.sequences <= limits.max_sequences; ++args.sequences) {
-    for (std::int64_t context = 64;; context *= 2) {
-      args.max_context = static_cast<int>(std::min<std::int64_t>(context, limits.max_context));
-      most = std::max(most, cuda::DecodeWorkspaceBytes(args));
-      if (context >= limits.max_context) break;
-    }
-  }
-  return most;
-}
-
 absl::Status CudaCompiler::Check() const {
   if (kv_.page_tokens != 64) {
     return absl::UnimplementedError(
@@ -344,7 +326,7 @@ void CudaCompiler::AddProduct(const std::string& what, const CudaSegment& segmen
   launch.per_logit_row = PerLogitRow(rows);
 }
 
-absl::Status CudaCompiler::Emit(const RopeAppendOp& op) {
+cuda::RopeAppendArgs CudaCompiler::RopeAppendArgsOf(const RopeAppendOp& op) const {
   cuda::RopeAppendArgs args;
   args.dtype = to_.dtype_;
   args.qkv = to_.Typed(op.qkv);
@@ -366,7 +348,15 @@ absl::Status CudaCompiler::Emit(const RopeAppendOp& op) {
   args.kv = kv_;
   args.layer_cache =
       static_cast<char*>(step_.kv_pool) + op.layer * kv_.LayerStride() * BitsOf(kv_.dtype) / 8;
-  Add("rope and append", [args](const Shape& shape, Options options) {
+  return args;
+}
+
+absl::Status CudaCompiler::Emit(const RopeAppendOp& op) {
+  const cuda::RopeAppendArgs args = RopeAppendArgsOf(op);
+  const auto* attention = Next<AttentionOp>();
+  const bool attends_next = attention != nullptr && attention->qkv == op.qkv;
+  Add("rope and append", [args, attends_next](const Shape& shape, Options options) {
+    if (shape.decode && attends_next) return cudaSuccess;  // attention does it
     cuda::RopeAppendArgs each = args;
     each.tokens = shape.tokens;
     return cuda::RopeAppend(each, options);
@@ -394,19 +384,30 @@ absl::Status CudaCompiler::Emit(const AttentionOp& op) {
   args.softcap = op.softcap;
   args.sinks = Vector(op.sinks);
   args.workspace = Scratch<char>(to_.attention_at_);
-  args.counter = Scratch<std::int32_t>(to_.zeros_at_) + cuda::kProductFlags;
+  args.counter = Scratch<std::int32_t>(to_.zeros_at_) + CudaProgram::kTileCounter;
   const std::int32_t* query_offsets = step_.layout->query_offsets(step_.inputs);
   if (to_.options_.deterministic) {
     args.max_context = to_.limits_.max_context;
     args.split_tokens = FixedSplit(args.max_context);
+  } else {
+    args.flags = Scratch<std::uint32_t>(to_.zeros_at_) + CudaProgram::kPartFlags;
   }
+  std::optional<cuda::RopeAppendArgs> append;
+  const auto* rope = index_ > 0 ? std::get_if<RopeAppendOp>(&program_.ops[index_ - 1]) : nullptr;
+  if (rope != nullptr && rope->qkv == op.qkv) append = RopeAppendArgsOf(*rope);
   CudaProgram::Launch& launch =
-      Add("attention", [args, query_offsets](const Shape& shape, Options options) {
+      Add("attention", [args, append, query_offsets](const Shape& shape, Options options) {
         cuda::AttentionArgs each = args;
         each.sequences = shape.sequences;
         if (each.split_tokens == 0) each.max_context = shape.max_context;
         if (shape.decode) {
           each.early = options.dependent;  // only a step's first launch depends on nothing
+          cuda::RopeAppendArgs newest;
+          if (append.has_value()) {
+            newest = *append;
+            newest.tokens = shape.tokens;
+            each.append = &newest;
+          }
           return cuda::DecodeAttention(each, options);
         }
         each.query_offsets = query_offsets;

@@ -16,6 +16,7 @@ namespace nibble {
 //   product + GLU              gate and up are packed alternating
 //   product + residual add     the product's tile adds itself to the stream
 //   residual add + RMS norm    the product also writes what the next one, which divides, needs
+//   rope, append + attention   of decode
 class CudaCompiler {
  public:
   CudaCompiler(CudaProgram& to, const KvLayout& kv, cublasHandle_t cublas,
@@ -23,9 +24,6 @@ class CudaCompiler {
       : to_(to), program_(to.program_), kv_(kv), cublas_(cublas), step_(step) {}
 
   absl::Status Compile();
-
-  // Scratch of attention at any step within the limits.
-  static std::int64_t AttentionBytes(const Program& program, DType dtype, const StepLimits& limits);
 
  private:
   using Shape = CudaStepShape;
@@ -40,6 +38,7 @@ class CudaCompiler {
   absl::Status Emit(const AddOp& op);
   absl::Status Emit(const LinearOp& op);
   absl::Status Emit(const RopeAppendOp& op);
+  cuda::RopeAppendArgs RopeAppendArgsOf(const RopeAppendOp& op) const;
   absl::Status Emit(const AttentionOp& op);
   absl::Status Emit(const GluOp& op);
   absl::Status Emit(const MoeOp& op);

@@ -103,7 +103,11 @@ void CudaProgram::PlanScratch(CudaLayout& layout) {
   prepared_at_ = layout.Take(prepared);
   const std::int64_t tokens = MaxTokens(), hidden = program_.hidden;
   square_sums_at_ = layout.Take(tokens * ((hidden + kTileRows - 1) / kTileRows) * 4);
-  attention_at_ = layout.Take(CudaCompiler::AttentionBytes(program_, dtype_, limits_));
+  cuda::AttentionArgs attention;
+  attention.heads = program_.num_heads;
+  attention.kv_heads = program_.num_kv_heads;
+  attention.head_dim = program_.head_dim;
+  attention_at_ = layout.Take(cuda::AttentionWorkspaceBytes(attention));
   for (const RopeTable& rope : program_.ropes)
     ropes_at_.push_back(layout.Take(static_cast<std::int64_t>(rope.inv_freq.size()) * 4));
   zeros_at_ = layout.Take(kZeroWords * 4);

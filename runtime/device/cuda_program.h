@@ -84,14 +84,16 @@ class CudaProgram {
   std::vector<std::int64_t> ropes_at_;                  // f32[rope_dim / 2] of each table
   std::int64_t expanded_at_ = -1, expanded_bytes_ = 0;  // ProductScratch::weights
   std::int64_t raw_at_ = -1, prepared_at_ = -1, square_sums_at_ = -1, attention_at_ = -1;
-  std::int64_t zeros_at_ = -1;  // words that kernels find zero and leave zero
+  std::int64_t zeros_at_ = -1;  // kZeroWords that kernels find zero and leave zero
   // Mixtures of experts: rows are (token, rank) pairs.
   struct MoeScratch {
     std::int64_t logits = -1, weights = -1, sum = -1;                  // of tokens
     std::int64_t chosen = -1, offsets = -1, tokens = -1, rows = -1;    // ExpertRoutes
     std::int64_t inputs = -1, gate_up = -1, activated = -1, out = -1;  // of rows
   } moe_;
-  static constexpr std::int64_t kZeroWords = cuda::kProductFlags + 2;
+  // Of products, of attention's tiles, and of its parts.
+  static constexpr std::int64_t kTileCounter = cuda::kProductFlags, kPartFlags = kTileCounter + 2,
+                                kZeroWords = kPartFlags + cuda::kAttentionFlags;
 
   std::byte* memory_ = nullptr;
   ModelWeights weights_;

@@ -15,10 +15,10 @@ constexpr std::int64_t kCublasBytes = std::int64_t{32} << 20;  // what cuBLAS wa
 // Numbers of sequences that have graphs of their own: up to 16 every product reads its weights once
 // whatever the number, beyond it works in sixteens.
 constexpr int kDecodeSequences[] = {1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512};
-// Bounds of contexts double from graph to graph, as attention cuts its keys finer for longer ones.
-// Where so many (sequence, kv head) fill the device, it does so beyond 2048 keys only, up to 8 cuts.
-constexpr int kLeastContext = 512, kFullGrid = 66;
-constexpr int kLeastContextOfFullGrid = 2048, kMostContextOfFullGrid = 8192;
+constexpr int kLeastContext = 512;  // of the smallest bound of contexts
+// So many (sequence, kv head) fill the device: attention then shares all pages evenly whatever the
+// bound, and one graph serves every context.
+constexpr int kFullGrid = 66;
 
 std::string Describe(const StepInput& input) {
   return absl::StrCat("step ", input.id, ", ", input.phase == Phase::kDecode ? "decode" : "prefill",
@@ -118,10 +118,8 @@ std::vector<CudaStepShape> CudaRunner::DecodeShapes(const Program& program,
   for (int sequences : kDecodeSequences) {
     const bool last = sequences >= most;
     sequences = std::min(sequences, most);
-    const bool full = sequences * program.num_kv_heads > kFullGrid;
-    for (std::int64_t context = full ? kLeastContextOfFullGrid : kLeastContext;; context *= 2) {
-      if (options.deterministic || (full && context > kMostContextOfFullGrid))
-        context = limits.max_context;
+    const bool one = options.deterministic || sequences * program.num_kv_heads > kFullGrid;
+    for (std::int64_t context = one ? limits.max_context : kLeastContext;; context *= 2) {
       CudaStepShape shape;
       shape.tokens = shape.rows = shape.sequences = sequences;
       shape.max_queries = 1;
