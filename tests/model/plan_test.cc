@@ -170,7 +170,9 @@ TEST_F(PlanTest, KeepsAnExpandedCopyWhereTheKvPoolCanSpareIt) {
   const auto built = BuildProgram(config_, *checkpoint_, *format_, 128);
   ASSERT_TRUE(built.ok()) << built.status();
   for (const LinearPlan& linear : built->weights.linears) {
-    for (const LinearSpec& spec : DescribeLinear(*format_, linear).value())
+    const auto specs = DescribeLinear(*format_, linear);
+    ASSERT_TRUE(specs.ok()) << specs.status();
+    for (const LinearSpec& spec : *specs)
       copies += spec.n == config_.vocab ? 0 : 2 * spec.n * spec.k;
   }
   EXPECT_EQ(roomy->expanded_bytes, copies);
