@@ -15,6 +15,7 @@ struct KernelTable {
 
   void (*linear_f32)(const LinearArgs& args);
   void (*quantize_row)(const QuantizeArgs& args);
+  void (*pack_dense)(const PackDenseArgs& args);
   void (*linear_integer)(const IntegerArgs& args);
   void (*embed_row)(const EmbedArgs& args);
 

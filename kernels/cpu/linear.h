@@ -2,18 +2,19 @@
 // bytes is the caller's affair.
 //
 // Sixteen rows of W lie side by side, one a vector lane: a *tile*. N is padded to whole tiles (zero
-// scales), K to whole blocks of 32 (zero codes). Inside a tile codes lie by blocks of 32 k; inside
-// a block by *quads* of 4 k: 64 bytes [row][k % 4], what an 8-bit dot product instruction takes.
-// Codes of fewer bits share those bytes (block of 32 k x 16 rows = 64 * bits bytes):
+// scales), K to whole blocks of 32, or pairs of them (zero codes). Inside a tile codes lie by
+// blocks of 32 k; inside a block by *quads* of 4 k: 64 bytes [row][k % 4], what an 8-bit dot
+// product instruction takes. Codes of fewer bits share those bytes (block of 32 k x 16 rows = 64 *
+// bits bytes):
 //
 //   4 bits   4 x 64 bytes, quad q in bits 4 * (q % 2) of vector q / 2
 //   2 bits   2 x 64 bytes, quad q in bits 2 * (q % 4) of vector q / 4
 //   1 bit        64 bytes, quad q in bit q
 //   3 = 2 low bits, then 1 high;  5 = 4 low, 1 high;  6 = 4 low, 2 high;  8 = 8 x 64 bytes
+//   12 = 4 x 192 bytes: the 8 high bits (signed) of two quads, then their 4 low bits
 //
-// Dense elements lie [tile][k][16], or as 16-bit codes by blocks of 32 k: sixteen vectors of 64
-// bytes [row][2], the k of quad q being 0 and 2 (vector 2 q), then 1 and 3: what taking the even or
-// the odd bytes of a quad gives. Scales, zeros and biases lie [tile][group][16].
+// Dense elements lie [tile][k][16], or as codes of 12 bits. Scales, zeros and biases lie
+// [tile][group][16].
 #pragma once
 
 #include <cstdint>
@@ -37,11 +38,12 @@ enum class CodeKind : std::uint8_t {
   kCodebook,  // w = table[q] * scale
   kI8,        // w = scale * (q - zero), stored as q + 128
   kE4M3,      // w = scale * (e4m3(q) - zero)
-  kI16,       // w = scale * q, |q| <= kLargestCode, groups of 32: dense weights, rounded
+  kI12,       // w = scale * q, |q| <= kLargestDenseCode, groups of 64: dense weights, rounded
 };
 
-// Of 16-bit codes of weights, and of the inputs that meet them: 32 products fit 32 bits.
+// Of a table's codes, and of the inputs that meet them: 32 products fit 32 bits.
 inline constexpr std::int32_t kLargestCode = 8191;
+inline constexpr std::int32_t kLargestDenseCode = 2047;
 
 enum class NumberKind : std::uint8_t { kNone, kF32, kF16, kBF16, kE8M0, kTwoLevel };
 
@@ -79,7 +81,7 @@ struct Matrix {
   // Filled by SetShape below; plain fields, because the vector kernels call no inline function of a
   // header.
   std::int64_t tiles = 0;       // ceil(n / 16)
-  std::int64_t blocks = 0;      // ceil(k / 32)
+  std::int64_t blocks = 0;      // ceil(k / 32), to whole spans (InputSpan)
   std::int64_t tile_bytes = 0;  // of codes
 };
 
@@ -107,28 +109,32 @@ struct EmbedArgs {
 };
 inline constexpr std::int64_t kPanelFloats = std::int64_t{kChunkK} * kTileRows;
 
-// Inputs as integers: x[k] is about code[k] * scale of its block of 32. Padding codes are zero.
+// Inputs as integers: x[k] is about code[k] * scale of its block of 32. Rows are padded to kPaddedK
+// with codes of zero.
+inline constexpr std::int64_t kPaddedK = 64;
 struct QuantizedBlock {
   float scale;
   float sum;  // scale * code_sum
   float half_sum[2];
-  std::int32_t code_sum;
+  std::int32_t code_sum;          // of its span, in the span's first block
   std::int32_t half_code_sum[2];  // of 16 k each
   std::int32_t unused;
 };
 struct QuantizedRows {
   const void* codes = nullptr;  // [rows, stride] int8; wide: int16, every quad as k 0, 2, 1, 3
   const QuantizedBlock* blocks = nullptr;  // [rows, stride / 32]
-  std::int64_t stride = 0;                 // k rounded up to 32
+  std::int64_t stride = 0;                 // k rounded up to kPaddedK
+  std::int64_t span = 1;  // blocks of one scale, whose products are summed as integers
   bool wide = false;
 };
 
-// One scale a block of 32, or one a row (formats whose activations are int8 a token).
-enum class QuantizeScope : std::uint8_t { kBlock, kRow };
+// One scale a span of blocks, or one a row (formats whose activations are int8 a token).
+enum class QuantizeScope : std::uint8_t { kSpan, kRow };
 struct QuantizeArgs {
   const float* x = nullptr;  // [k]
   std::int64_t k = 0;
-  QuantizeScope scope = QuantizeScope::kBlock;
+  QuantizeScope scope = QuantizeScope::kSpan;
+  std::int64_t span = 1;     // blocks
   std::int32_t limit = 127;  // of |code|; kRow: 127
   bool wide = false;
   void* codes = nullptr;
@@ -136,7 +142,7 @@ struct QuantizeArgs {
 };
 
 // y as in LinearArgs, from quantized inputs. REQUIRES: SupportsIntegers(*w); TakesInt8(*w) or wide
-// inputs of codes up to InputLimit(*w).
+// inputs of codes up to InputLimit(*w); a span of 1 or of InputSpan(*w).
 struct IntegerArgs {
   const Matrix* w = nullptr;
   std::int64_t tile_begin = 0;
@@ -150,7 +156,7 @@ struct IntegerArgs {
 };
 inline constexpr std::int64_t kPanelTiles = 4;  // multiplied at once, at most
 constexpr std::int64_t IntegerPanelBytes(std::int64_t k) {
-  return kPanelTiles * DivideUp(k, kBlockK) * 1024;
+  return kPanelTiles * RoundUp(k, kPaddedK) / kBlockK * 1024;
 }
 constexpr std::int64_t IntegerNumberFloats(std::int64_t k) {
   return kPanelTiles * 2 * DivideUp(k, 16) * kTileRows;
@@ -161,8 +167,23 @@ constexpr std::int64_t IntegerNumberFloats(std::int64_t k) {
 bool SupportsIntegers(const Matrix& w);
 // Whether its inputs may be 8 bits: codes of at most 8 bits themselves.
 bool TakesInt8(const Matrix& w);
-// The largest 16-bit code of its inputs.
+// The largest 16-bit code of its inputs, and how many blocks of these may share a scale: 64
+// products fit 32 bits where it is two.
 std::int32_t InputLimit(const Matrix& w);
+std::int64_t InputSpan(const Matrix& w);
+
+// Dense weights to a tile of 12-bit codes and its bfloat16 scales [group][16]. A group with a NaN
+// or an infinity has such a scale.
+struct PackDenseArgs {
+  const std::uint16_t* elements = nullptr;  // [n, k]
+  bool bf16 = false;                        // else f16
+  std::int64_t n = 0;
+  std::int64_t k = 0;
+  std::int64_t tile = 0;
+  std::uint8_t* codes = nullptr;
+  std::uint16_t* scales = nullptr;
+};
+inline constexpr std::int64_t kDenseGroup = 64;
 
 // Sets tiles, blocks and tile_bytes from n, k, kind and bits.
 void SetShape(Matrix& w);

@@ -7,44 +7,84 @@
 namespace nibble::cpu {
 namespace {
 
-// Code `i` of a row's bit stream; never reads past the row's last byte.
-std::uint8_t CodeAt(const std::uint8_t* row, std::int64_t row_bytes, int bits, std::int64_t i) {
-  const std::int64_t bit = i * bits, byte = bit / 8;
-  std::uint32_t window = row[byte];
-  if (byte + 1 < row_bytes) window |= std::uint32_t{row[byte + 1]} << 8;
-  return static_cast<std::uint8_t>((window >> (bit % 8)) & ((1u << bits) - 1));
+// Four codes from bit `at` of `stream`, a byte each.
+template <int kBits>
+std::uint32_t QuadAt(std::uint64_t stream, int at) {
+  stream >>= at;
+  if constexpr (kBits == 8) return static_cast<std::uint32_t>(stream);
+  std::uint32_t quad = 0;
+  for (int i = 0; i < 4; ++i) {
+    const auto code = static_cast<std::uint32_t>(stream >> (kBits * i)) & ((1u << kBits) - 1);
+    quad |= code << (8 * i);
+  }
+  return quad;
 }
 
-// Adds `value` (of `width` bits) of quad `quad`, byte `byte` to a plane of `width`-bit codes.
-void PutInPlane(std::uint8_t* plane, int width, int quad, int byte, std::uint32_t value) {
+// Adds a quad of `width`-bit codes to a plane of these.
+void PutInPlane(std::uint8_t* plane, int width, int quad, std::uint32_t codes) {
   const int quads_per_vector = 8 / width;
-  plane[(quad / quads_per_vector) * 64 + byte] |=
-      static_cast<std::uint8_t>(value << (width * (quad % quads_per_vector)));
+  std::uint8_t* at = plane + quad / quads_per_vector * 64;
+  std::uint32_t have;
+  std::memcpy(&have, at, 4);
+  have |= codes << (width * (quad % quads_per_vector));
+  std::memcpy(at, &have, 4);
 }
 
-// 32 products of a 16-bit input and a code less such a zero fit 32 bits.
-constexpr float kLargestZero = 1000.0f;
-
-// The smallest bfloat16 not below `x` >= 0; NaN stays NaN.
-std::uint16_t ToBf16Above(float x) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if (std::isnan(x)) return 0x7fc0;
-  return static_cast<std::uint16_t>((bits + 0xffff) >> 16);
+// The 32 codes of one row and block, `4 * kBits` bytes of its stream, into zeroed bytes at `out`.
+template <int kBits>
+void PackBlock(const std::uint8_t* stream, std::uint8_t* out) {
+  constexpr int kLow = kBits >= 4 ? (kBits == 8 ? 8 : 4) : 2;  // of the first plane
+  constexpr std::uint32_t kLowMask = 0x01010101u * ((1u << kLow) - 1);
+  for (int pair = 0; pair < 4; ++pair) {
+    std::uint64_t eight = 0;
+    std::memcpy(&eight, stream + pair * kBits, kBits);
+    for (int half = 0; half < 2; ++half) {
+      const int quad = 2 * pair + half;
+      const std::uint32_t codes = QuadAt<kBits>(eight, half * 4 * kBits);
+      PutInPlane(out, kLow, quad, codes & kLowMask);
+      if constexpr (kBits > kLow)
+        PutInPlane(out + 64 * kLow, kBits - kLow, quad, (codes & ~kLowMask) >> kLow);
+    }
+  }
 }
 
-float FromBf16(std::uint16_t x) {
-  const std::uint32_t bits = std::uint32_t{x} << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
+template <int kBits>
+void PackRow(const std::uint8_t* row, std::uint8_t flip, std::int64_t k, std::uint8_t* out) {
+  constexpr int kBytes = 4 * kBits;
+  for (std::int64_t b = 0; b * kBlockK < k; ++b, row += kBytes, out += 64 * kBits) {
+    const std::int64_t codes = std::min<std::int64_t>(kBlockK, k - b * kBlockK);
+    if (codes == kBlockK && flip == 0) {
+      PackBlock<kBits>(row, out);
+      continue;
+    }
+    std::uint8_t block[kBytes] = {};
+    const std::int64_t bits = codes * kBits;
+    std::memcpy(block, row, static_cast<std::size_t>(DivideUp(bits, 8)));
+    if (bits % 8 != 0) block[bits / 8] &= static_cast<std::uint8_t>((1 << bits % 8) - 1);
+    for (std::int64_t i = 0; flip != 0 && i < codes; ++i) block[i] ^= flip;
+    PackBlock<kBits>(block, out);
+  }
 }
+
+// Either side may lie anywhere: rows are often a file's.
+template <int kBytes>
+void PackTile(const std::uint8_t* rows, std::int64_t count, std::int64_t columns,
+              std::uint8_t* out) {
+  for (std::int64_t row = 0; row < count; ++row) {
+    for (std::int64_t c = 0; c < columns; ++c)
+      std::memcpy(out + (c * kTileRows + row) * kBytes, rows + (row * columns + c) * kBytes,
+                  kBytes);
+  }
+}
+
+// 64 products of a 16-bit input and a code less such a zero fit 32 bits.
+constexpr float kLargestZero = 700.0f;
 
 }  // namespace
 
 void SetShape(Matrix& w) {
   w.tiles = DivideUp(w.n, kTileRows);
-  w.blocks = DivideUp(w.k, kBlockK);
+  w.blocks = RoundUp(DivideUp(w.k, kBlockK), InputSpan(w));
   switch (w.kind) {
     case CodeKind::kF32: w.tile_bytes = w.k * kTileRows * 4; break;
     case CodeKind::kF16:
@@ -53,14 +93,14 @@ void SetShape(Matrix& w) {
     case CodeKind::kCodebook:
     case CodeKind::kI8:
     case CodeKind::kE4M3:
-    case CodeKind::kI16: w.tile_bytes = w.blocks * 64 * w.bits; break;
+    case CodeKind::kI12: w.tile_bytes = w.blocks * 64 * w.bits; break;
   }
 }
 
 bool SupportsIntegers(const Matrix& w) {
   const bool whole_blocks = w.group % kBlockK == 0 || w.groups == 1;
   switch (w.kind) {
-    case CodeKind::kI16: return true;
+    case CodeKind::kI12: return true;
     case CodeKind::kCodebook: return whole_blocks && w.table_unit > 0.0f;
     case CodeKind::kI8:
       for (std::int64_t row = 0; w.row_zeros != nullptr && row < w.n; ++row) {
@@ -76,7 +116,14 @@ bool SupportsIntegers(const Matrix& w) {
 
 bool TakesInt8(const Matrix& w) { return w.kind == CodeKind::kAffine || w.kind == CodeKind::kI8; }
 
-std::int32_t InputLimit(const Matrix& w) { return TakesInt8(w) ? 32767 : kLargestCode; }
+std::int32_t InputLimit(const Matrix& w) {
+  return TakesInt8(w) ? 32767 : w.kind == CodeKind::kI12 ? 16383 : kLargestCode;
+}
+
+std::int64_t InputSpan(const Matrix& w) {
+  const bool whole = w.groups == 1 || w.group % (2 * kBlockK) == 0;
+  return whole && w.kind != CodeKind::kCodebook ? 2 : 1;
+}
 
 void SetTable(Matrix& w) {
   float largest = 0.0f;
@@ -88,65 +135,32 @@ void SetTable(Matrix& w) {
 
 void PackCodes(const std::uint8_t* rows, std::int64_t row_bytes, int bits, std::uint8_t flip,
                std::int64_t n, std::int64_t k, std::int64_t tile, std::uint8_t* out) {
-  const int low_bits = bits >= 4 ? (bits == 8 ? 8 : 4) : 2;  // of the first plane
-  const int high_bits = bits - low_bits;
-  const std::int64_t blocks = DivideUp(k, kBlockK);
-  std::memset(out, 0, static_cast<std::size_t>(blocks * 64 * bits));
+  std::memset(out, 0, static_cast<std::size_t>(DivideUp(k, kBlockK) * 64 * bits));
   const std::int64_t row_end = std::min<std::int64_t>(n, (tile + 1) * kTileRows);
   for (std::int64_t row = tile * kTileRows; row < row_end; ++row) {
     const std::uint8_t* codes = rows + row * row_bytes;
-    const int lane = static_cast<int>(row % kTileRows);
-    for (std::int64_t i = 0; i < k; ++i) {
-      const std::uint32_t code = CodeAt(codes, row_bytes, bits, i) ^ flip;
-      std::uint8_t* block = out + (i / kBlockK) * 64 * bits;
-      const int quad = static_cast<int>(i % kBlockK / 4), byte = lane * 4 + static_cast<int>(i % 4);
-      PutInPlane(block, low_bits, quad, byte, code & ((1u << low_bits) - 1));
-      if (high_bits > 0) PutInPlane(block + 64 * low_bits, high_bits, quad, byte, code >> low_bits);
+    std::uint8_t* lane = out + row % kTileRows * 4;
+    switch (bits) {
+      case 2: PackRow<2>(codes, flip, k, lane); break;
+      case 3: PackRow<3>(codes, flip, k, lane); break;
+      case 4: PackRow<4>(codes, flip, k, lane); break;
+      case 5: PackRow<5>(codes, flip, k, lane); break;
+      case 6: PackRow<6>(codes, flip, k, lane); break;
+      default: PackRow<8>(codes, flip, k, lane); break;
     }
   }
 }
 
 void PackElements(const void* rows, int element_bytes, std::int64_t n, std::int64_t columns,
                   std::int64_t tile, void* out) {
-  const auto* from = static_cast<const std::uint8_t*>(rows);
+  const std::int64_t first = tile * kTileRows, count = std::min<std::int64_t>(n - first, kTileRows);
+  std::memset(out, 0, static_cast<std::size_t>(columns * kTileRows * element_bytes));
+  const auto* from = static_cast<const std::uint8_t*>(rows) + first * columns * element_bytes;
   auto* to = static_cast<std::uint8_t*>(out);
-  const std::size_t size = static_cast<std::size_t>(element_bytes);
-  std::memset(to, 0, static_cast<std::size_t>(columns) * kTileRows * size);
-  const std::int64_t row_begin = tile * kTileRows,
-                     row_end = std::min<std::int64_t>(n, row_begin + kTileRows);
-  for (std::int64_t row = row_begin; row < row_end; ++row) {
-    for (std::int64_t c = 0; c < columns; ++c) {
-      std::memcpy(to + (c * kTileRows + row - row_begin) * element_bytes,
-                  from + (row * columns + c) * element_bytes, size);
-    }
-  }
-}
-
-void PackRounded(const float* rows, std::int64_t n, std::int64_t k, std::int64_t tile,
-                 std::int16_t* codes, std::uint16_t* scales) {
-  const std::int64_t blocks = DivideUp(k, kBlockK);
-  std::memset(codes, 0, static_cast<std::size_t>(blocks) * 1024);
-  std::memset(scales, 0, static_cast<std::size_t>(blocks) * kTileRows * 2);
-  for (std::int64_t lane = 0; lane < kTileRows && tile * kTileRows + lane < n; ++lane) {
-    const float* row = rows + lane * k;
-    for (std::int64_t b = 0; b < blocks; ++b) {
-      const std::int64_t count = std::min<std::int64_t>(kBlockK, k - b * kBlockK);
-      const float* x = row + b * kBlockK;
-      float largest = 0.0f;
-      for (std::int64_t i = 0; i < count; ++i) {
-        largest = std::abs(x[i]) <= largest ? largest : std::abs(x[i]);  // NaN wins, and stays
-        if (std::isnan(x[i])) break;
-      }
-      const std::uint16_t scale = ToBf16Above(largest / static_cast<float>(kLargestCode));
-      scales[b * kTileRows + lane] = scale;
-      const float unit = FromBf16(scale);
-      if (!(unit > 0.0f) || !std::isfinite(unit)) continue;
-      for (std::int64_t i = 0; i < count; ++i) {
-        const std::int64_t quad = i / 4, place = i % 4;  // k 0, 2, then 1, 3
-        codes[b * 512 + (2 * quad + place % 2) * 32 + lane * 2 + place / 2] =
-            static_cast<std::int16_t>(std::nearbyint(x[i] / unit));
-      }
-    }
+  switch (element_bytes) {
+    case 1: return PackTile<1>(from, count, columns, to);
+    case 2: return PackTile<2>(from, count, columns, to);
+    default: return PackTile<4>(from, count, columns, to);
   }
 }
 

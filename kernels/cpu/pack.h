@@ -18,11 +18,6 @@ void PackCodes(const std::uint8_t* rows, std::int64_t row_bytes, int bits, std::
 void PackElements(const void* rows, int element_bytes, std::int64_t n, std::int64_t columns,
                   std::int64_t tile, void* out);
 
-// Up to sixteen rows of dense weights, f32[rows, k] from row 16 * tile of n, to one tile of 16-bit
-// codes and its bfloat16 scales [block][16]. A block with a NaN or an infinity has such a scale.
-void PackRounded(const float* rows, std::int64_t n, std::int64_t k, std::int64_t tile,
-                 std::int16_t* codes, std::uint16_t* scales);
-
 // Sets table_codes and table_unit from the table.
 void SetTable(Matrix& w);
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/pack.h"
 #include "runtime/base/status.h"
 
@@ -80,9 +81,9 @@ absl::StatusOr<cpu::Matrix> MatrixOf(const LinearSpec& spec, DenseForm form) {
         return unsupported(absl::StrCat("elements of type ", NameOf(spec.dtype)));
       m.group = spec.k;
       if (form == DenseForm::kRounded && m.kind != cpu::CodeKind::kF32) {
-        m.kind = cpu::CodeKind::kI16;
-        m.bits = 16;
-        m.group = cpu::kBlockK;
+        m.kind = cpu::CodeKind::kI12;
+        m.bits = 12;
+        m.group = cpu::kDenseGroup;
       }
       break;
     case EncodingKind::kAffine:
@@ -110,7 +111,7 @@ absl::StatusOr<cpu::Matrix> MatrixOf(const LinearSpec& spec, DenseForm form) {
   if (m.group < 1)
     return absl::InvalidArgumentError(absl::StrCat(Describe(spec), ": group of ", m.group));
   m.groups = cpu::DivideUp(m.k, m.group);
-  m.scale.kind = m.kind == cpu::CodeKind::kI16 ? NumberKind::kBF16 : NumbersOf(spec.scales);
+  m.scale.kind = m.kind == cpu::CodeKind::kI12 ? NumberKind::kBF16 : NumbersOf(spec.scales);
   if (m.scale.kind == NumberKind::kNone && spec.kind != EncodingKind::kDense)
     return unsupported("no scales");
   if (m.scale.kind == NumberKind::kE8M0 && spec.kind != EncodingKind::kCodebook)
@@ -177,7 +178,7 @@ class SegmentPacker {
   absl::Status PackEncoding(const Dense& dense) {
     const int bytes = BitsOf(dense.dtype) / 8;
     RETURN_IF_ERROR(CheckBytes("elements", dense.data.size(), m_.n * m_.k * bytes));
-    if (m_.kind == cpu::CodeKind::kI16) {
+    if (m_.kind == cpu::CodeKind::kI12) {
       PackRounded(dense);
       return absl::OkStatus();
     }
@@ -186,17 +187,16 @@ class SegmentPacker {
   }
 
   void PackRounded(const Dense& dense) {
-    const auto* elements = reinterpret_cast<const std::uint16_t*>(dense.data.data());
-    const auto to_f32 = dense.dtype == DType::kF16 ? F16ToF32 : Bf16ToF32;
-    auto* codes = memory_.At<std::int16_t>(at_.codes);
     auto* scales = memory_.At<std::uint16_t>(at_.scales);
-    std::vector<float> rows(static_cast<std::size_t>(kTileRows * m_.k));
-    for (std::int64_t tile = 0; tile < m_.tiles; ++tile) {
-      const std::int64_t first = tile * kTileRows * m_.k;
-      const std::int64_t count = std::min(kTileRows * m_.k, m_.n * m_.k - first);
-      std::transform(elements + first, elements + first + count, rows.begin(), to_f32);
-      cpu::PackRounded(rows.data(), m_.n, m_.k, tile, codes + tile * m_.tile_bytes / 2,
-                       scales + tile * m_.groups * kTileRows);
+    cpu::PackDenseArgs args;
+    args.elements = reinterpret_cast<const std::uint16_t*>(dense.data.data());
+    args.bf16 = dense.dtype == DType::kBF16;
+    args.n = m_.n;
+    args.k = m_.k;
+    for (; args.tile < m_.tiles; ++args.tile) {
+      args.codes = memory_.At<std::uint8_t>(at_.codes) + args.tile * m_.tile_bytes;
+      args.scales = scales + args.tile * m_.groups * kTileRows;
+      cpu::KernelsOf(cpu::BestIsa()).pack_dense(args);
     }
     m_.codes = memory_.At<std::uint8_t>(at_.codes);
     m_.scale.data = scales;
@@ -424,6 +424,12 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> CpuLinear::Pack(std::span<const Linea
     RETURN_IF_ERROR(
         SegmentPacker(weights[i], specs[i], stack.segments[i], linear->memory_, segment).Pack());
     segment.integer = cpu::SupportsIntegers(segment.matrix);
+    // Products prepare their input once where the order is one.
+    const std::int32_t* order = linear->segments_[0].matrix.permutation;
+    if (order != nullptr && segment.matrix.permutation != nullptr &&
+        std::equal(order, order + segment.matrix.k, segment.matrix.permutation)) {
+      segment.matrix.permutation = order;
+    }
   }
   linear->n = axis == PackAxis::kExperts ? weights[0].n : row;
   return linear;

@@ -27,8 +27,8 @@ struct CpuSegment {
   bool integer = false;  // integer products may run it, where inputs may be rounded
 };
 
-// How 16-bit dense weights are kept: as they are, or rounded to cpu::kLargestCode steps of the
-// largest in each block of 32, for integer products.
+// How 16-bit dense weights are kept: as they are, or rounded to cpu::kLargestDenseCode steps of
+// the largest in each group of 64, for integer products.
 enum class DenseForm : std::uint8_t { kExact, kRounded };
 
 class CpuLinear final : public PackedLinear {

@@ -18,10 +18,30 @@ bool RoundsInF32(const CpuSegment& segment, bool integer) {
          !(integer && segment.activation == FakeQuant::kInt8Dynamic);
 }
 
+bool SamePreparation(const CpuSegment& a, const CpuSegment& b) {
+  return a.matrix.permutation == b.matrix.permutation && a.activation == b.activation &&
+         a.activation_scale == b.activation_scale && a.activation_zero == b.activation_zero &&
+         a.outlier_threshold == b.outlier_threshold;
+}
+
+// Tiles of one range, of four to eight a thread: those that leave the thread with the most the
+// least. Even, because kernels like pairs.
+std::int64_t GrainOf(std::int64_t tiles, std::int64_t threads) {
+  const std::int64_t largest = cpu::RoundUp(cpu::DivideUp(tiles, 4 * threads), 2);
+  const auto most = [&](std::int64_t grain) {
+    return cpu::DivideUp(cpu::DivideUp(tiles, grain), threads) * grain;
+  };
+  std::int64_t best = largest;
+  for (std::int64_t grain = largest; grain >= std::max<std::int64_t>(2, largest / 2); grain -= 2) {
+    if (most(grain) < most(best)) best = grain;
+  }
+  return best;
+}
+
 }  // namespace
 
 void ProductLimits::Include(std::int64_t rows, std::int64_t columns) {
-  inputs = std::max(inputs, rows * cpu::RoundUp(columns, kBlockK));
+  inputs = std::max(inputs, rows * cpu::RoundUp(columns, cpu::kPaddedK));
   k = std::max(k, columns);
 }
 
@@ -52,48 +72,48 @@ void CpuProducts::Bind(const HostMemory& memory) {
 // int8 a token is exact in 8 bits; an input that the format rounds otherwise, and that of codes of
 // more than 8 bits, takes 16.
 CpuProducts::Rounding CpuProducts::RoundingOf(const CpuSegment& segment) const {
-  if (segment.activation == FakeQuant::kInt8Dynamic) return {QuantizeScope::kRow, false, 127};
+  if (segment.activation == FakeQuant::kInt8Dynamic) return {QuantizeScope::kRow, 1, false, 127};
   const bool narrow = context_.rounding == InputRounding::kInt8 &&
                       segment.activation == FakeQuant::kNone && cpu::TakesInt8(segment.matrix);
-  if (narrow) return {QuantizeScope::kBlock, false, 127};
-  return {QuantizeScope::kBlock, true, cpu::InputLimit(segment.matrix)};
+  if (narrow) return {QuantizeScope::kSpan, 1, false, 127};
+  return {QuantizeScope::kSpan, cpu::InputSpan(segment.matrix), true,
+          cpu::InputLimit(segment.matrix)};
 }
 
 void CpuProducts::Run(std::span<const ProductJob> jobs) {
   ready_.clear();
-  std::int64_t used = 0;  // of the scratch for inputs, of either kind
-  const ProductJob* quantized_job = nullptr;
-  Rounding quantized_rounding;
+  std::int64_t used = 0;              // of the scratch for inputs, of either kind
+  const ProductJob* first = nullptr;  // whose input, made ready, the jobs after it may share
   for (const ProductJob& job : jobs) {
     if (job.rows == 0) continue;
     const CpuSegment& segment = *job.segment;
     const bool integer = context_.integer() && segment.integer;
     const bool prepare = segment.matrix.permutation != nullptr || RoundsInF32(segment, integer);
     const Rounding rounding = RoundingOf(segment);
-    const std::int64_t stride = cpu::RoundUp(segment.matrix.k, kBlockK);
+    const std::int64_t stride = cpu::RoundUp(segment.matrix.k, cpu::kPaddedK);
     Ready ready{job, integer, {}};
-    const bool reuse = integer && !prepare && quantized_job != nullptr &&
-                       quantized_job->x == job.x && quantized_job->rows == job.rows &&
-                       quantized_rounding == rounding;
-    if (!reuse && (integer || prepare) && used + job.rows * stride > limits_.inputs) {
-      RunReady();
-      used = 0;
-      quantized_job = nullptr;
-    }
-    if (prepare) {
-      Prepare(job, prepared_ + used, stride);
-      ready.job.x = prepared_ + used;
-      ready.job.x_stride = stride;
-    }
-    if (reuse) {
+    if (first != nullptr && first->x == job.x && first->rows == job.rows &&
+        ready_.back().integer == integer && SamePreparation(*first->segment, segment) &&
+        (!integer || RoundingOf(*first->segment) == rounding)) {
+      ready.job.x = ready_.back().job.x;
+      ready.job.x_stride = ready_.back().job.x_stride;
       ready.quantized = ready_.back().quantized;
-    } else if (integer) {
-      ready.quantized = Quantize(ready.job, rounding, used);
-      quantized_job = prepare ? nullptr : &job;
-      quantized_rounding = rounding;
+    } else if (integer || prepare) {
+      if (used + job.rows * stride > limits_.inputs) {
+        RunReady();
+        used = 0;
+      }
+      if (prepare) {
+        Prepare(job, prepared_ + used, stride);
+        ready.job.x = prepared_ + used;
+        ready.job.x_stride = stride;
+      }
+      if (integer) ready.quantized = Quantize(ready.job, rounding, used);
+      used += job.rows * stride;
+      first = &job;
+    } else {
+      first = nullptr;
     }
-    if (!reuse && (integer || prepare)) used += job.rows * stride;
-    if (!integer) quantized_job = nullptr;
     ready_.push_back(ready);
   }
   RunReady();
@@ -120,16 +140,16 @@ void CpuProducts::Prepare(const ProductJob& job, float* to, std::int64_t stride)
 
 cpu::QuantizedRows CpuProducts::Quantize(const ProductJob& job, const Rounding& rounding,
                                          std::int64_t at) {
-  const std::int64_t k = job.segment->matrix.k, stride = cpu::RoundUp(k, kBlockK);
+  const std::int64_t k = job.segment->matrix.k, stride = cpu::RoundUp(k, cpu::kPaddedK);
   const std::int64_t row_bytes = stride * (rounding.wide ? 2 : 1);
   char* codes = reinterpret_cast<char*>(codes_ + at);
   cpu::QuantizedBlock* blocks = blocks_ + at / kBlockK;
   context_.ForRows(job.rows, job.rows * k, [&](std::int64_t row) {
-    context_.kernels->quantize_row({job.x + row * job.x_stride, k, rounding.scope, rounding.limit,
-                                    rounding.wide, codes + row * row_bytes,
+    context_.kernels->quantize_row({job.x + row * job.x_stride, k, rounding.scope, rounding.span,
+                                    rounding.limit, rounding.wide, codes + row * row_bytes,
                                     blocks + row * (stride / kBlockK)});
   });
-  return {codes, blocks, stride, rounding.wide};
+  return {codes, blocks, stride, rounding.span, rounding.wide};
 }
 
 void CpuProducts::RunTiles(const Ready& ready, std::int64_t begin, std::int64_t end, int thread) {
@@ -155,10 +175,7 @@ void CpuProducts::RunReady() {
   }
   if (tiles == 0) return;
   constexpr std::int64_t kSmallest = 65536;  // multiply-adds worth a region
-  const std::int64_t parts = std::int64_t{context_.pool->threads()} * 4;
-  // Even, because kernels like pairs of tiles.
-  const std::int64_t grain =
-      work < kSmallest ? tiles : cpu::RoundUp(cpu::DivideUp(tiles, parts), 2);
+  const std::int64_t grain = work < kSmallest ? tiles : GrainOf(tiles, context_.pool->threads());
   context_.pool->For(tiles, grain, [&](std::int64_t begin, std::int64_t end, int thread) {
     std::int64_t first = 0;  // tile of the job among all
     for (const Ready& ready : ready_) {

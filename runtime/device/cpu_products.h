@@ -71,7 +71,8 @@ class CpuProducts {
  private:
   // How one job's input becomes codes; equal ones of the same input are shared.
   struct Rounding {
-    cpu::QuantizeScope scope = cpu::QuantizeScope::kBlock;
+    cpu::QuantizeScope scope = cpu::QuantizeScope::kSpan;
+    std::int64_t span = 1;
     bool wide = false;
     std::int32_t limit = 0;
     bool operator==(const Rounding&) const = default;
