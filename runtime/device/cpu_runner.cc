@@ -49,6 +49,7 @@ absl::Status CpuRunner::Launch(const StepInput& input) {
                                             " was collected; the cpu runs one at a time"));
   }
   RETURN_IF_ERROR(checker_.Accept(input));
+  const HostMemory::Busy busy;
   const auto start = std::chrono::steady_clock::now();
   for (const SlotInit& init : input.slot_inits) sampler_.Begin(init);
 

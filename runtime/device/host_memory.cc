@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <system_error>
 #include <thread>
 
@@ -26,6 +27,10 @@ absl::Status NoMemory(std::int64_t bytes) {
   return absl::ResourceExhaustedError(absl::StrCat(
       "the system has no ", bytes, " bytes of memory left; give the model less (--memory)"));
 }
+
+// Of all HostMemory::Busy: how many live, and when the last ended.
+std::atomic<int> busy{0};
+std::atomic<std::chrono::steady_clock::rep> last_busy{0};
 
 // 0, or why not. Kernels before 5.14 do not know the advice (EINVAL) and fault pages in later.
 int TakePages(std::byte* data, std::int64_t size) {
@@ -48,10 +53,10 @@ class HostMemory::PageTaker {
 
  private:
   void Run(std::byte* data, std::int64_t size) {
-    constexpr std::int64_t kPart = std::int64_t{8} << 20;  // between two looks at stop_
+    constexpr std::int64_t kPart = std::int64_t{2} << 20;  // a huge page
     // Whoever answers requests goes before. Linux: of this thread; no matter if refused.
     (void)setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), 19);
-    for (std::int64_t at = 0; at < size && !stop_.load(); at += kPart) {
+    for (std::int64_t at = 0; at < size && AwaitQuiet(); at += kPart) {
       const int error = TakePages(data + at, std::min(kPart, size - at));
       if (error == 0) continue;
       if (error == ENOMEM)
@@ -61,9 +66,33 @@ class HostMemory::PageTaker {
     }
   }
 
+  // Waits, though not forever, until nobody has been Busy for a while: where pages of the machine
+  // are made only when touched, as in some virtual ones, one may cost milliseconds of a core, and
+  // the other threads of a step wait for the one that lost it. False: stop.
+  bool AwaitQuiet() {
+    constexpr auto kQuiet = std::chrono::milliseconds(10),
+                   kLongest = std::chrono::milliseconds(200);
+    const auto begin = std::chrono::steady_clock::now();
+    while (!stop_.load()) {
+      const auto now = std::chrono::steady_clock::now();
+      const std::chrono::steady_clock::duration last(last_busy.load());
+      const bool quiet = busy.load() == 0 && now.time_since_epoch() - last > kQuiet;
+      if (quiet || now - begin > kLongest) return true;
+      std::this_thread::sleep_for(kQuiet / 2);
+    }
+    return false;
+  }
+
   std::atomic<bool> stop_{false};
   std::thread thread_;
 };
+
+HostMemory::Busy::Busy() { busy.fetch_add(1); }
+
+HostMemory::Busy::~Busy() {
+  last_busy.store(std::chrono::steady_clock::now().time_since_epoch().count());
+  busy.fetch_sub(1);
+}
 
 void HostMemory::EndPageTaker::operator()(PageTaker* taker) const { delete taker; }
 

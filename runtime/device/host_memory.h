@@ -29,6 +29,15 @@ class HostMemory {
   // ResourceExhausted names the bytes.
   static absl::StatusOr<HostMemory> Allocate(std::int64_t bytes);
 
+  // While one lives, and shortly after, pages of large allocations are hardly taken behind.
+  class Busy {
+   public:
+    Busy();
+    ~Busy();
+    Busy(const Busy&) = delete;
+    Busy& operator=(const Busy&) = delete;
+  };
+
   HostMemory() = default;
   HostMemory(HostMemory&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)),
