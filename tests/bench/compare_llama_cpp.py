@@ -82,18 +82,19 @@ def bench(nibble, arguments, threads, repeats=2):
 
 
 def measure_nibble(nibble, model, threads, compute="auto"):
-    """As Peer.measure; `model` may be a list of arguments of nibble bench."""
-    arguments = [*(model if isinstance(model, list) else [model]), "--compute", compute]
-    sizes = ["--prompts", "200,512", "--contexts", "16"]
-    one = bench(nibble, [*arguments, *sizes, "--batches", "1", "--output-tokens", "128"], threads)
-    many = bench(nibble, [*arguments, "--prompts", "16", "--contexts", "16", "--batches", "16", "--output-tokens", "64"],
+    """As Peer.measure, with contexts of the same size; `model` may be a list of arguments of nibble bench."""
+    arguments = [*(model if isinstance(model, list) else [model]), "--compute", compute, "--contexts", "16",
+                 "--max-context", "1024"]
+    one = bench(nibble, [*arguments, "--max-batch", "1", "--prompts", "512,200", "--batches", "1", "--output-tokens",
+                         "128"], threads)
+    many = bench(nibble, [*arguments, "--max-batch", "16", "--prompts", "16", "--batches", "16", "--output-tokens", "64"],
                  threads)
     return {
         "format": one["format"],
         "compute": one["compute"],
         "bits_per_weight": one["plan"]["bits_per_weight"],
-        "first_token_200": [one["prefill"][0]["first_token_seconds"]["median"]],
-        "prefill_512": [one["prefill"][1]["tokens_per_second"]["median"]],
+        "first_token_200": [one["prefill"][1]["first_token_seconds"]["median"]],
+        "prefill_512": [one["prefill"][0]["tokens_per_second"]["median"]],
         "decode_1": [one["decode"][0]["tokens_per_second"]["median"]],
         "decode_16": [many["decode"][0]["tokens_per_second"]["median"]],
         "load_seconds": one["load_seconds"],
