@@ -97,7 +97,7 @@ const std::vector<Flag>& Flags() {
        "narrowest type activations may be rounded to: auto, f32 (exact), f16, bf16, fp8, int8",
        To(&O::compute, ParseCompute)},
       {"prefill-weights", "TYPE", "auto",
-       "on a GPU, what prompts multiply by: packed, expanded (a copy in 16 bits: faster), auto: as "
+       "what prompts multiply by: packed, expanded (GPU: a second copy in 16 bits), or auto: as "
        "memory allows",
        To(&O::prefill_weights, ParsePrefillWeights)},
       {"max-context", "TOKENS", "", "tokens a sequence may hold; unset: the model's",
