@@ -13,8 +13,31 @@
 
 namespace nibble {
 
-// What one group of 16 rows needs. `down`, a power of two, keeps f16 weights in range: weights come
-// out times it.
+// How offsets count, the same for a whole matrix: half2 as bits, or f32 where T is bfloat16. With
+// it every mode takes the same instructions: they run once a group, as often as every k-step.
+struct OffsetRule {
+  std::uint32_t by;        // of scales: a power of two that keeps f16 weights in range
+  std::uint32_t zeros;     // 1 or 0: offsets are zero points
+  std::uint32_t biases;    // `by` or 0: offsets are biases
+  std::uint32_t constant;  // half2: stands for the offsets of kConstant
+};
+template <typename T>
+__host__ __device__ inline OffsetRule RuleOf(OffsetMode mode, float zero, float by) {
+  const auto bits = [](float v) {
+    const half2 pair = __float2half2_rn(v);
+    std::uint32_t word;
+    memcpy(&word, &pair, 4);
+    if constexpr (!std::is_same_v<T, half>) memcpy(&word, &v, 4);
+    return word;
+  };
+  const bool biases = mode == OffsetMode::kBias;
+  const half2 constant = __float2half2_rn(zero);
+  OffsetRule rule{bits(by), bits(biases ? 0.0f : 1.0f), bits(biases ? by : 0.0f), 0};
+  memcpy(&rule.constant, &constant, 4);
+  return rule;
+}
+
+// What one group of 16 rows needs. Weights come out times the rule's `by`.
 template <typename T, typename Codes>
 struct Dequantizer {
   static constexpr bool kHalf = std::is_same_v<T, half>;
@@ -23,21 +46,18 @@ struct Dequantizer {
   Number scale[2], shift[2], bias[2];
   std::uint32_t magic = Opaque(kHalf ? 0x64006400u : Codes::kWidth == 8 ? 0u : 0x43004300u);
 
-  // scales: (row g, row g + 8) as packed; offsets likewise, unless kConstant, where `zero` counts.
+  // scales: (row g, row g + 8) as packed; offsets likewise, or rule.constant.
   __host__ __device__ __forceinline__ void Set(std::uint32_t scales, std::uint32_t offsets,
-                                               OffsetMode mode, float zero, float down) {
+                                               const OffsetRule& rule) {
     if constexpr (kHalf) {
-      const half2 by = __float2half2_rn(down), s = __hmul2(Half2(scales), by);
+      const half2 s = __hmul2(Half2(scales), Half2(rule.by));
       scale[0] = __low2half2(s), scale[1] = __high2half2(s);
       if constexpr (!Codes::kTable) {
-        half2 whole = __float2half2_rn(zero), b = __float2half2_rn(0.0f);
-        if (mode == OffsetMode::kZeros) {
-          const half2 magic = __float2half2_rn(1024.0f), z = Half2(offsets);
-          whole = __hsub2(__hadd2(z, magic), magic);
-          b = __hmul2(__hsub2(whole, z), s);  // fractions of zero points
-        } else if (mode == OffsetMode::kBias) {
-          whole = b, b = __hmul2(Half2(offsets), by);
-        }
+        const half2 o = Half2(offsets), magic = __float2half2_rn(1024.0f),
+                    z = __hmul2(o, Half2(rule.zeros));
+        const half2 whole = __hsub2(__hadd2(z, magic), magic);
+        // Fractions of zero points, or biases.
+        const half2 b = Fma2(__hsub2(whole, z), s, __hmul2(o, Half2(rule.biases)));
         const half2 base = __floats2half2_rn(-1024.0f, -1024.0f / (1 << Codes::kBitHigh));
         const half2 c = __hsub2(base, whole);
         shift[0] = __low2half2(c), shift[1] = __high2half2(c);
@@ -45,15 +65,11 @@ struct Dequantizer {
       }
     } else {
       const float2 s = ToFloats(scales), o = ToFloats(offsets);
-      scale[0] = s.x * down, scale[1] = s.y * down;
+      scale[0] = s.x * Float(rule.by), scale[1] = s.y * Float(rule.by);
       if constexpr (!Codes::kTable) {
         constexpr float kLift = Codes::kWidth == 8 ? 0.0f : 128.0f;
-        const bool zeros = mode == OffsetMode::kZeros;
-        const float z0 = (zeros ? o.x : zero) + kLift, z1 = (zeros ? o.y : zero) + kLift;
-        bias[0] = -scale[0] * z0, bias[1] = -scale[1] * z1;
-        if (mode == OffsetMode::kBias) {
-          bias[0] = o.x * down - scale[0] * kLift, bias[1] = o.y * down - scale[1] * kLift;
-        }
+        bias[0] = fmaf(-scale[0], fmaf(o.x, Float(rule.zeros), kLift), o.x * Float(rule.biases));
+        bias[1] = fmaf(-scale[1], fmaf(o.y, Float(rule.zeros), kLift), o.y * Float(rule.biases));
       }
     }
   }
@@ -99,13 +115,6 @@ struct Dequantizer {
     for (int pair = 0; pair < 4; ++pair) a[pair] = Weights(codes, step, pair, entries[pair]);
   }
 
-  // A constant that the compiler must keep in a register.
-  static __host__ __device__ __forceinline__ std::uint32_t Opaque(std::uint32_t v) {
-#ifdef __CUDA_ARCH__
-    asm("" : "+r"(v));
-#endif
-    return v;
-  }
   static __host__ __device__ __forceinline__ half2 Fma2(half2 a, half2 b, half2 c) {
 #ifdef __CUDA_ARCH__
     return __hfma2(a, b, c);

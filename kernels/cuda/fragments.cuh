@@ -40,6 +40,14 @@ __host__ __device__ __forceinline__ std::uint32_t AndOr(std::uint32_t v, std::ui
 #endif
 }
 
+// A value that the compiler must keep in a register: neither folded into constants nor made anew.
+__host__ __device__ __forceinline__ std::uint32_t Opaque(std::uint32_t v) {
+#ifdef __CUDA_ARCH__
+  asm("" : "+r"(v));
+#endif
+  return v;
+}
+
 // ---- Integer codes ----
 // kLowPlane: 8, 4 or 2 bits; kHighPlane: 0, 1 or 2 more above them.
 template <typename T, int kBits>

@@ -1,7 +1,7 @@
 // Packing on the device at load, and unpacking for the products that want dense weights.
 #include <algorithm>
 
-#include "kernels/cuda/fragments.cuh"
+#include "kernels/cuda/dequantize.cuh"
 #include "kernels/cuda/launch.cuh"
 
 namespace nibble::cuda {
@@ -24,11 +24,12 @@ constexpr int kUnpackWarps = 8;
 constexpr int kStagedStride =
     kUnitColumns + 8;  // elements a row: 4-byte stores of a fragment do not conflict
 
-// out T[n, k]. A warp unpacks one block at a time as the product kernels do, stages it as rows and
-// stores those.
+// out T[n, k] = weights by the rule, times `up`. A warp unpacks one block at a time as the product
+// kernels do, stages it as rows and stores those; the next block's codes are on their way
+// meanwhile.
 template <typename T, CodeKind kKind, int kBits>
 __global__ void __launch_bounds__(32 * kUnpackWarps)
-    UnpackKernel(const __grid_constant__ PackedMatrix w, T* out) {
+    UnpackKernel(const __grid_constant__ PackedMatrix w, const OffsetRule rule, float up, T* out) {
   using Codes = CodesOf<T, kKind, kBits>;
   __shared__ __align__(16) T staged[kUnpackWarps][kTileRows * kStagedStride];
   extern __shared__ std::uint32_t pairs[];
@@ -41,51 +42,48 @@ __global__ void __launch_bounds__(32 * kUnpackWarps)
   const std::uint64_t policy = ptx::EvictFirstPolicy();
   const PackedShape& shape = w.shape;
   const std::int64_t units = shape.Units(), blocks = shape.Tiles() * units;
+  const std::int64_t stride = std::int64_t{gridDim.x} * kUnpackWarps;
   const int block_bytes = shape.BlockBytes(), group_steps = shape.group / 16;
-  constexpr float kUp[2] = {1 << Codes::kExponentLow, 1 << Codes::kExponentHigh};
   T* mine = staged[warp];
-  for (std::int64_t index = std::int64_t{blockIdx.x} * kUnpackWarps + warp; index < blocks;
-       index += std::int64_t{gridDim.x} * kUnpackWarps) {
-    const std::uint8_t* block = w.blocks + index * block_bytes;
-    Codes codes[2];
-    codes[0].Load(block, lane, policy);
-    codes[1].Load(block + Codes::kAtomBytes, lane, policy);
-    const std::uint8_t* tables = block + 2 * Codes::kAtomBytes + g * 4;
+  std::int64_t index = std::int64_t{blockIdx.x} * kUnpackWarps + warp;
+  Codes next[2];
+  const auto load = [&] {
+    if (index >= blocks) return;
+    next[0].Load(w.blocks + index * block_bytes, lane, policy);
+    next[1].Load(w.blocks + index * block_bytes + Codes::kAtomBytes, lane, policy);
+  };
+  load();
+  while (index < blocks) {
+    const Codes codes[2] = {next[0], next[1]};
+    const std::int64_t row0 = index / units * kTileRows,
+                       column = index % units * kUnitColumns + lane % 16 * 8;
+    const auto* tables = reinterpret_cast<const std::uint32_t*>(w.blocks + index * block_bytes +
+                                                                2 * Codes::kAtomBytes + g * 4);
+    index += stride;
+    load();
+    Dequantizer<T, Codes> numbers;
 #pragma unroll
     for (int step = 0; step < 8; ++step) {
-      const int group = step / group_steps;
-      const float2 scales =
-          UnpackPair<half>(*reinterpret_cast<const std::uint32_t*>(tables + group * 32));
-      float2 offsets = make_float2(w.zero, w.zero);
-      if (shape.offset != OffsetMode::kConstant) {
-        offsets = UnpackPair<half>(
-            *reinterpret_cast<const std::uint32_t*>(tables + shape.TableBytes() + group * 32));
+      if (step % group_steps == 0) {
+        const std::uint32_t scales = *tables;
+        std::uint32_t offsets = rule.constant;
+        if (shape.offset != OffsetMode::kConstant) offsets = tables[shape.TableBytes() / 4];
+        numbers.Set(scales, offsets, rule);
+        tables += 8;
       }
       std::uint32_t a[4];
-      codes[step / 4].Fragment(step % 4, lane_table, a);
+      numbers.Fragment(codes[step / 4], step % 4, lane_table, a);
 #pragma unroll
       for (int pair = 0; pair < 4; ++pair) {
-        const float scale = pair & 1 ? scales.y : scales.x,
-                    offset = pair & 1 ? offsets.y : offsets.x;
-        float2 v = UnpackPair<T>(a[pair]);
-        if constexpr (!Codes::kTable) {
-          v.x = v.x * kUp[pair & 1] - Codes::kShift, v.y = v.y * kUp[pair & 1] - Codes::kShift;
-          if (shape.offset == OffsetMode::kBias) {
-            v.x = fmaf(scale, v.x, offset), v.y = fmaf(scale, v.y, offset);
-          } else {
-            v.x = scale * (v.x - offset), v.y = scale * (v.y - offset);
-          }
-        } else {
-          v.x *= scale, v.y *= scale;
+        if (up != 1.0f) {
+          const float2 v = UnpackPair<T>(a[pair]);
+          a[pair] = PackPair<T>(v.x * up, v.y * up);
         }
         *reinterpret_cast<std::uint32_t*>(mine + (g + 8 * (pair & 1)) * kStagedStride + step * 16 +
-                                          2 * t + 8 * (pair >> 1)) =
-            PackPair<T>(v.x * w.multiplier, v.y * w.multiplier);
+                                          2 * t + 8 * (pair >> 1)) = a[pair];
       }
     }
     __syncwarp();
-    const std::int64_t row0 = index / units * kTileRows,
-                       column = index % units * kUnitColumns + lane % 16 * 8;
 #pragma unroll
     for (int i = 0; i < kTileRows; i += 2) {
       const int row = i + lane / 16;
@@ -110,7 +108,11 @@ cudaError_t LaunchUnpack(const PackedMatrix& w, void* out, LaunchOptions options
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kPairTableBytes);
     if (error != cudaSuccess) return error;
   }
-  kernel<<<grid, 32 * kUnpackWarps, table, options.stream>>>(w, static_cast<T*>(out));
+  // In f16, scales that were brought to the top of the range leave room below for the codes.
+  const float by = std::is_same_v<T, half> && w.multiplier != 1.0f ? 0x1p-9f : w.multiplier;
+  const OffsetRule rule = RuleOf<T>(w.shape.offset, static_cast<float>(w.zero), by);
+  kernel<<<grid, 32 * kUnpackWarps, table, options.stream>>>(w, rule, w.multiplier / by,
+                                                             static_cast<T*>(out));
   return cudaGetLastError();
 }
 

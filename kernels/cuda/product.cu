@@ -128,7 +128,7 @@ bool PrefersStream(const ProductArgs& args, bool tiles_swap) {
 float DenseMicroseconds(const ProductArgs& args) {
   const auto n = static_cast<float>(args.w.shape.n), k = static_cast<float>(args.w.shape.k),
              m = static_cast<float>(args.m);
-  const float read = 2 * n * k / 4.2e6f, multiply = 2 * m * n * k / 650e6f;
+  const float read = 2 * n * k / 4.2e6f, multiply = 2 * m * n * k / 690e6f;
   const float product = 3.5f + std::sqrt(std::hypot(read * read, multiply * multiply));
   const bool plain =
       args.output == Output::kStore && args.bias == nullptr && args.norm_in.square_sums == nullptr;

@@ -152,6 +152,9 @@ __device__ __forceinline__ std::uint32_t LoadShared32(std::uint32_t shared) {
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(shared) : "memory");
   return v;
 }
+__device__ __forceinline__ void StoreShared(std::uint32_t shared, float v) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared), "f"(v) : "memory");
+}
 // Four 8 x 8 matrices of 16-bit elements; lane 8 * i + r gives the address of row r of matrix i.
 __device__ __forceinline__ void LoadMatrix4(std::uint32_t (&r)[4], std::uint32_t shared) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -178,6 +181,12 @@ __device__ __forceinline__ void CopyAsyncCommit() {
 template <int kLeft>
 __device__ __forceinline__ void CopyAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+
+__device__ __forceinline__ float Exp2(float v) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(v));
+  return power;
 }
 
 // ---- d += a * b: 16 x 8 x 16, f32 accumulators; c0, c1 = (row g, columns 2t, 2t + 1), c2, c3 =

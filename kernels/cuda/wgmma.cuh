@@ -77,7 +77,7 @@ __device__ __forceinline__ void MoreRegisters() {
 }
 
 // Operand B at `shared`: rows of 128 bytes, 8 rows every 1024. 16 columns further: + 2.
-__device__ __forceinline__ std::uint64_t SwizzledOperand(std::uint32_t shared) {
+__device__ __forceinline__ constexpr std::uint64_t SwizzledOperand(std::uint32_t shared) {
   return (std::uint64_t{1} << 62) | (std::uint64_t{1024 >> 4} << 32) | (std::uint64_t{1} << 16) |
          ((shared & 0x3ffff) >> 4);
 }

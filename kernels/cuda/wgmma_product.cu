@@ -23,8 +23,10 @@ bool Aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(poin
 
 // Whether every row of the outputs can be written 16 bytes at a time.
 bool AllowsVectors(const ProductArgs& args) {
+  if (!Aligned(args.bias)) return false;
   if (args.output != Output::kResidual) return Aligned(args.out) && args.ldo % 8 == 0;
-  return Aligned(args.residual) && Aligned(args.norm_out.normed) && args.w.shape.n % 8 == 0;
+  return Aligned(args.residual) && Aligned(args.norm_out.normed) && Aligned(args.norm_out.weight) &&
+         args.w.shape.n % 8 == 0;
 }
 
 // Partial sums of shared tiles: one tile a worker.
@@ -66,11 +68,13 @@ cudaError_t LaunchTileProduct(const ProductArgs& args, const TilePlan& plan,
   p.token_items = (args.m + plan.tokens - 1) / plan.tokens;
   p.splits = plan.splits;
   p.group_steps = shape.group / 16;
-  p.offset = shape.offset;
-  p.zero = static_cast<float>(shape.offset == OffsetMode::kConstant ? args.w.zero : 0);
+  p.has_offsets = shape.offset != OffsetMode::kConstant;
   // Scales that were brought to the top of f16's range leave room below for the codes.
-  p.down = args.w.multiplier == 1.0f ? 1.0f : 0x1p-9f;
-  p.multiplier = args.w.multiplier / p.down;
+  const float down = args.w.multiplier == 1.0f ? 1.0f : 0x1p-9f;
+  const auto zero = static_cast<float>(args.w.zero);
+  p.rule = args.dtype == DType::kF16 ? RuleOf<half>(shape.offset, zero, down)
+                                     : RuleOf<__nv_bfloat16>(shape.offset, zero, down);
+  p.multiplier = args.w.multiplier / down;
   std::copy(args.w.table.begin(), args.w.table.end(), p.table);
   p.m = args.m;
   p.n = static_cast<int>(shape.n);
@@ -99,7 +103,7 @@ cudaError_t LaunchTileProduct(const ProductArgs& args, const TilePlan& plan,
 
   p.stage_bytes = (plan.tokens * kUnitColumns * 2 + 16 * p.block_bytes + 1023) / 1024 * 1024;
   const int fixed = (shape.kind == CodeKind::kCodebook ? kPairTableBytes : 0) + kStagedBytes +
-                    plan.tokens * 4 + kMostStages * 16 + (experts > 0 ? 4 * (experts + 1) : 0);
+                    2 * plan.tokens * 4 + kMostStages * 16 + (experts > 0 ? 4 * (experts + 1) : 0);
   p.stages = std::min(kMostStages, (kSharedLimit - fixed) / p.stage_bytes);
   if (p.stages < 2) return cudaErrorNotSupported;
   launch.shared_bytes = p.stages * p.stage_bytes + fixed;
@@ -127,38 +131,72 @@ cudaError_t LaunchTileProduct(const ProductArgs& args, const TilePlan& plan,
 
 }  // namespace
 
+namespace {
+
+// Microseconds a unit (128 columns) of a tile of 256 rows takes an H200's SM, by tokens of the tile
+// (tests/bench/results/cuda_tiles_h200.csv).
+struct UnitCost {
+  float at16, at32, at64, at128;
+  float At(int tokens) const {
+    return tokens == 16 ? at16 : tokens == 32 ? at32 : tokens == 64 ? at64 : at128;
+  }
+};
+UnitCost UnitCostOf(const PackedShape& shape) {
+  if (shape.kind == CodeKind::kCodebook) return {0.95f, 1.0f, 1.3f, 1.8f};
+  const bool fine = shape.group != kUnitColumns;
+  if (shape.bits == 4) {
+    return fine ? UnitCost{1.0f, 1.1f, 1.35f, 1.8f} : UnitCost{0.68f, 0.72f, 0.86f, 1.51f};
+  }
+  if (shape.bits == 8) {
+    return fine ? UnitCost{1.05f, 1.15f, 1.4f, 1.9f} : UnitCost{0.75f, 0.85f, 1.0f, 1.6f};
+  }
+  return {1.0f, 1.1f, 1.4f, 1.9f};
+}
+
+}  // namespace
+
 TilePlan ChooseTiles(const ProductArgs& args, const TileWorkspace& workspace, int sms) {
-  // What tiles cost on an H200 (tests/bench/results/cuda_h200.md): microseconds a unit, and for
-  // every part of a split tile, to bring its sums together.
+  // What else a tile of some tokens costs: its epilogue, waiting for others that have parts of it,
+  // and the way of those parts through L2 when every SM swaps.
   struct Cost {
     int tokens;
-    float unit, part;
+    float epilogue, wait, swap;
   };
-  constexpr Cost kCosts[] = {
-      {16, 0.74f, 0.5f}, {32, 0.83f, 0.53f}, {64, 0.97f, 0.66f}, {128, 1.45f, 1.15f}};
-  constexpr float kFinishKernel = 2.5f;  // instead of swapping
+  constexpr Cost kCosts[] = {{16, 1.9f, 1.0f, 3.8f},
+                             {32, 4.2f, 1.0f, 4.9f},
+                             {64, 5.9f, 1.3f, 5.7f},
+                             {128, 7.9f, 1.9f, 6.2f}};
+  constexpr float kFinishKernel = 2.5f;         // instead of swapping
+  constexpr float kFlopsAMicrosecond = 605e6f;  // that the card's power allows
   const PackedShape& shape = args.w.shape;
+  const UnitCost unit_cost = UnitCostOf(shape);
   const std::int64_t units = shape.Units();
+  const float least = 2.0f * static_cast<float>(shape.n) * static_cast<float>(shape.k) *
+                      static_cast<float>(args.m) / kFlopsAMicrosecond;
   TilePlan best;
   for (const Cost& cost : kCosts) {
+    const float unit = unit_cost.At(cost.tokens);
     const std::int64_t tiles =
         (shape.Tiles() + 15) / 16 * ((args.m + cost.tokens - 1) / cost.tokens);
     const bool swaps = workspace.flags != nullptr && sms <= kProductFlags &&
                        workspace.partial_bytes >= SharedBytes(cost.tokens, sms);
-    const auto consider = [&](const TilePlan& plan, float us) {
-      if (best.us == 0.0f || us < best.us) best = plan, best.us = us;
+    const auto consider = [&](TilePlan plan, float us) {
+      plan.us = std::max(us, least);
+      if (best.us == 0.0f || plan.us < best.us) best = plan;
     };
+    const auto each = static_cast<float>(units) * unit;
     const std::int64_t rounds = (tiles + sms - 1) / sms;
-    consider({cost.tokens, 1, false}, static_cast<float>(rounds * units) * cost.unit);
+    consider({cost.tokens, 1, false}, static_cast<float>(rounds) * (each + cost.epilogue));
     if (tiles >= sms && swaps) {
-      consider(
-          {cost.tokens, 1, true},
-          static_cast<float>(tiles * units) / static_cast<float>(sms) * cost.unit + 2 * cost.part);
+      consider({cost.tokens, 1, true},
+               static_cast<float>(tiles) / static_cast<float>(sms) * (each + cost.epilogue) +
+                   2 * cost.wait);
     }
     const std::int64_t most = std::min(sms / tiles, units / 2);
     for (std::int64_t splits = 2; splits <= most; ++splits) {
-      const float sums = static_cast<float>(splits) * cost.part;
-      const float us = static_cast<float>((units + splits - 1) / splits) * cost.unit + sums;
+      const float busy = static_cast<float>(splits * tiles) / static_cast<float>(sms);
+      const float us = static_cast<float>((units + splits - 1) / splits) * unit +
+                       cost.epilogue / static_cast<float>(splits) + cost.wait + busy * cost.swap;
       const TilePlan plan{cost.tokens, static_cast<int>(splits), swaps};
       if (swaps) {
         consider(plan, us);

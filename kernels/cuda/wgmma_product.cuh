@@ -4,13 +4,12 @@
 // A block owns 256 rows of w (16 packed tiles) and kTokens tokens at a time; each of its 16
 // consumer warps makes the operand of one packed tile, 4 warps a warpgroup. One more warp copies:
 // a stage holds one unit (128 columns) of the activations, swizzled, and of the blocks as they are
-// packed. What a block works on, wgmma_tiles.cuh says.
+// packed. The other three of its warpgroup read norms. What a block works on, wgmma_tiles.cuh says.
 //
 // Launched dependent, weights are on their way before the previous kernel has ended.
 #pragma once
 
-#include "kernels/cuda/dequantize.cuh"
-#include "kernels/cuda/wgmma_tiles.cuh"
+#include "kernels/cuda/wgmma_epilogue.cuh"
 
 namespace nibble::cuda {
 
@@ -29,8 +28,8 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   // ---- Shared memory: stages, pair table, staged output, norms, barriers ----
   const int table_offset = p.stages * p.stage_bytes;
   const int staged_offset = table_offset + (Codes::kTable ? kPairTableBytes : 0);
-  float* rstd = reinterpret_cast<float*>(shared + staged_offset + kStagedBytes);
-  const std::uint32_t full = base + staged_offset + kStagedBytes + kTokens * 4;
+  float* rstd = reinterpret_cast<float*>(shared + staged_offset + kStagedBytes);  // of two tiles
+  const std::uint32_t full = base + staged_offset + kStagedBytes + 2 * kTokens * 4;
   const std::uint32_t empty = full + p.stages * 8;
   const std::int32_t* group_tiles = nullptr;
   if constexpr (kGrouped) {  // who has how many tokens, the kernel before decides
@@ -105,67 +104,83 @@ __global__ void __launch_bounds__(kTileThreads, 1)
       }
     }
     __syncwarp();
+    // ---- The warps of the norms: a tile's are there before its sums are ----
+    if (warp > kTileWarps && p.norm_in.square_sums != nullptr) {
+      ptx::WaitForPrerequisites();
+      for (int parity = 0; at.Next(p, group_tiles);) {
+        if (!Finishes(p, at.unit)) continue;
+        TileNorms<kTokens>(p, rstd + parity * kTokens, at.token0);
+        ptx::NamedBarrier(kNormsBarrier, kTileThreads - 32);
+        parity ^= 1;
+      }
+    }
   } else {
     // ---- Products ----
     ptx::MoreRegisters<112>();
     ptx::WaitForPrerequisites();
     const int group = warp / 4, g = lane / 4, t = lane % 4;
-    float* staged =
-        reinterpret_cast<float*>(shared + staged_offset) + group * kStagedTokens * kStageStride;
+    const std::uint32_t staged = base + staged_offset + group * kStagedTokens * kStageStride * 4;
     const std::uint32_t lane_table = base + table_offset + lane * 4;
-    const std::uint32_t my_codes = base + kXBytes + warp * 2 * Codes::kAtomBytes;
-    const std::uint32_t my_tables = base + kXBytes + kCodeBytes + warp * p.table_bytes + g * 4;
+    // In the first stage. What is not opaque, the compiler may make anew for every unit: at 128
+    // tokens sums leave no registers for it.
+    const auto keep = [](std::uint32_t v) { return kTokens < 128 ? Opaque(v) : v; };
+    const std::uint32_t my_codes = Opaque(base + kXBytes + warp * 2 * Codes::kAtomBytes);
+    const std::uint32_t my_tables =
+        Opaque(base + kXBytes + kCodeBytes + warp * p.table_bytes + g * 4);
+    const std::uint32_t my_lane = keep(lane), full_at = keep(full);
+    const auto operand0 = keep(static_cast<std::uint32_t>(ptx::SwizzledOperand(base)));
+    const OffsetRule rule{keep(p.rule.by), keep(p.rule.zeros), keep(p.rule.biases),
+                          keep(p.rule.constant)};
+    constexpr std::uint64_t kOperandHigh = ptx::SwizzledOperand(0) >> 32 << 32;
     const auto release = [&](int stage) {
       if (lane == 0) ptx::BarrierArrive(empty + stage * 8);
     };
-    int stage = 0, parity = 0, normed_token = -1;
+    Dequantizer<T, Codes> numbers;
+    // Bit i: a group begins with k-step i.
+    const int group_begins = p.group_steps == 1 ? 0xff : p.group_steps == 2 ? 0x55 : 0x11;
+    int stage = 0, parity = 0, norms = 0;
+    std::uint32_t offset = 0;  // of the stage
     while (at.Next(p, group_tiles)) {
       const int token0 = at.token0, first_unit = at.unit;
-      const bool finishes = p.splits == 1 ? first_unit == 0 : p.flags != nullptr;
-      if (finishes && p.norm_in.square_sums != nullptr && normed_token != token0) {
-        TileNorms<kTokens>(p, rstd, token0);
-        normed_token = token0;
-      }
       float acc[kTokens / 2];
 #pragma unroll
       for (int i = 0; i < kTokens / 2; ++i) acc[i] = 0.0f;
       int previous = -1;
       for (; at.unit < at.unit_end; ++at.unit) {
-        ptx::BarrierWait(full + stage * 8, parity);
-        const std::uint32_t offset = stage * p.stage_bytes;
+        ptx::BarrierWait(full_at + stage * 8, parity);
         Codes codes[2];
-        codes[0].LoadShared(my_codes + offset, lane);
-        codes[1].LoadShared(my_codes + Codes::kAtomBytes + offset, lane);
-        Dequantizer<T, Codes> numbers;
-        const auto set_group = [&](int index) {
-          const std::uint32_t table = my_tables + offset + index * 32;
+        std::uint32_t table = my_tables + offset;
+        const auto set_group = [&] {
           const std::uint32_t scales = ptx::LoadShared32(table);
-          std::uint32_t offsets = 0;
-          if (p.offset != OffsetMode::kConstant) offsets = ptx::LoadShared32(table + p.scale_bytes);
-          numbers.Set(scales, offsets, p.offset, p.zero, p.down);
+          std::uint32_t offsets = rule.constant;
+          if (p.has_offsets) offsets = ptx::LoadShared32(table + p.scale_bytes);
+          numbers.Set(scales, offsets, rule);
+          table += 32;
         };
-        if constexpr (!kFine) set_group(0);
-        std::uint32_t operand = static_cast<std::uint32_t>(ptx::SwizzledOperand(base + offset));
-        operand = __shfl_sync(~0u, operand, 0);  // said to be uniform, sums of it cost nothing
+        if constexpr (!kFine) set_group();
+        codes[0].LoadShared(my_codes + offset, my_lane);
+        codes[1].LoadShared(my_codes + offset + Codes::kAtomBytes, my_lane);
+        // Said to be uniform, sums of it cost nothing.
+        const std::uint32_t operand = __shfl_sync(~0u, operand0 + offset / 16, 0);
         std::uint32_t a[2][4];
 #pragma unroll
         for (int step = 0; step < 8; ++step) {
           if constexpr (kFine) {
-            if (step % p.group_steps == 0) set_group(step / p.group_steps);
+            if (step == 0 || (group_begins >> step & 1) != 0) set_group();
           }
           std::uint32_t (&mine)[4] = a[step % 2];
           numbers.Fragment(codes[step / 4], step % 4, lane_table, mine);
           ptx::PinRegisters(acc);
           ptx::WgmmaFence();
-          ptx::Wgmma<T>(
-              acc, mine,
-              ptx::SwizzledOperand(0) | (operand + step / 4 * (kHalfBytes / 16) + step % 4 * 2));
+          ptx::Wgmma<T>(acc, mine,
+                        kOperandHigh | (operand + step / 4 * (kHalfBytes / 16) + step % 4 * 2));
           ptx::WgmmaCommit();
           ptx::WgmmaWait<1>();  // the step before has read its operand
           if (step == 0 && previous >= 0) release(previous);
         }
         previous = stage;
-        if (++stage == p.stages) stage = 0, parity ^= 1;
+        offset += p.stage_bytes;
+        if (++stage == p.stages) stage = 0, offset = 0, parity ^= 1;
       }
       ptx::WgmmaWait<0>();
       ptx::PinRegisters(acc);
@@ -173,7 +188,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
 
       // ---- Results: partial sums, or staged and finished 16 tokens at a time ----
       const int row0 = at.row + group * 4 * kTileRows;
-      if (p.splits > 1 && !finishes) {
+      if (p.splits > 1 && p.flags == nullptr) {
         const int row = row0 + warp % 4 * kTileRows + g;
         float* to = p.partials + (static_cast<std::int64_t>(at.split) * p.m + token0) * p.n + row;
 #pragma unroll
@@ -184,7 +199,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
         }
         continue;
       }
-      if (!finishes) {
+      if (!Finishes(p, first_unit)) {
         GiveSums<kTokens>(p, acc);
         continue;
       }
@@ -194,22 +209,13 @@ __global__ void __launch_bounds__(kTileThreads, 1)
       } else if (at.unit_end < p.units) {
         TakeSums<kTokens>(p, at.unit_end, acc);
       }
-#pragma unroll 1
-      for (int chunk = at.split; chunk < chunks; chunk += p.splits) {
-        float* to = staged + 2 * t * kStageStride + warp % 4 * kTileRows + g;
-#pragma unroll
-        for (int c = 0; c < kTokens / kStagedTokens; ++c) {
-          if (c != chunk) continue;
-#pragma unroll
-          for (int i = 0; i < 8; ++i) {
-            to[(i / 4 * 8 + i % 2) * kStageStride + i % 4 / 2 * 8] = acc[c * 8 + i];
-          }
-        }
-        ptx::NamedBarrier(1 + group, 128);
-        WriteStaged<T>(p, staged, rstd + chunk * kStagedTokens, row0,
-                       token0 + chunk * kStagedTokens, at.token_end);
-        ptx::NamedBarrier(1 + group, 128);
+      const float* tile_rstd = rstd + norms * kTokens;
+      if (p.norm_in.square_sums != nullptr) {
+        ptx::NamedBarrier(kNormsBarrier, kTileThreads - 32);
+        norms ^= 1;
       }
+      FinishPart<T, kTokens>(p, {row0, token0, at.token_end, at.split, chunks, staged, tile_rstd},
+                             acc);
     }
   }
 #endif

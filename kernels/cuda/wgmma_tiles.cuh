@@ -1,7 +1,8 @@
-// The work of tile products (wgmma_product.cuh) around the products: who computes what, sums that
-// several blocks share, and the epilogue.
+// The work of tile products (wgmma_product.cuh) around the products: who computes what, norms, and
+// sums that several blocks share.
 #pragma once
 
+#include "kernels/cuda/dequantize.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/wgmma.cuh"
@@ -9,13 +10,14 @@
 
 namespace nibble::cuda {
 
-inline constexpr int kTileWarps = 16;  // and four, of which one copies: they give registers away
+inline constexpr int kTileWarps =
+    16;  // and four that copy and read norms: they give registers away
 inline constexpr int kTileThreads = 32 * (kTileWarps + 4);
 inline constexpr int kTileRowsOfBlock = kTileWarps * kTileRows;
 inline constexpr int kTileGroupTokens = 8;  // tiles of tokens that share rows while those are in L2
-inline constexpr int kStageStride = 68;     // floats a token of a warpgroup's 64 staged rows
-inline constexpr int kStagedTokens = 16;
-inline constexpr int kStagedBytes = kTileWarps / 4 * kStagedTokens * kStageStride * 4;
+inline constexpr int kStagedTokens = 16;    // finished at once
+// Hardware barriers beside those of the warpgroups, 1 to 4: of all consumers; with the norms.
+inline constexpr int kConsumersBarrier = 5, kNormsBarrier = 6;
 
 struct TileParams {
   CUtensorMap x;       // [m, k]: boxes of kTokens x 64
@@ -27,8 +29,9 @@ struct TileParams {
   int shared_tiles, splits;    // see TileCursor
   int stages, stage_bytes;
   int group_steps;  // k-steps a group
-  OffsetMode offset;
-  float zero, down, multiplier;  // multiplier: of the accumulators, down undone
+  bool has_offsets;
+  OffsetRule rule;
+  float multiplier;  // of the accumulators: the rule's `by` undone
   float table[16];
   int m, n;
   bool stream_once;  // nobody reads these weights again
@@ -110,6 +113,12 @@ struct TileCursor {
   }
 };
 
+// Whether a worker that begins with `unit` of a tile also ends it: shared tiles are ended by whom
+// their first units fall to, split ones by all together.
+__device__ __forceinline__ bool Finishes(const TileParams& p, int unit) {
+  return p.splits == 1 ? unit == 0 : p.flags != nullptr;
+}
+
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 // Tiles of tokens before each expert's, i32[experts + 1], by the first warp.
@@ -134,134 +143,22 @@ __device__ __forceinline__ void CountGroupTiles(const TileParams& p, std::int32_
   if (threadIdx.x == 0) tiles[p.experts] = before;
 }
 
-// 1 / rms of the tokens of a tile, by all consumer warps.
+// 1 / rms of the tokens of a tile, by the three warps beside the copying one.
 template <int kTokens>
 __device__ __forceinline__ void TileNorms(const TileParams& p, float* rstd, int token0) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  ptx::NamedBarrier(5, 32 * kTileWarps);
-  for (int i = warp; i < kTokens; i += kTileWarps) {
+  constexpr int kWarps = kTileThreads / 32 - kTileWarps - 1;
+  const int warp = threadIdx.x / 32 - kTileWarps - 1, lane = threadIdx.x % 32;
+  for (int i = warp; i < kTokens; i += kWarps) {
     float sum = 0.0f;
     if (token0 + i < p.m) {
       const float* sums =
           p.norm_in.square_sums + static_cast<std::int64_t>(token0 + i) * p.norm_in.count;
-#pragma unroll 8
+#pragma unroll 2
       for (int j = lane; j < p.norm_in.count; j += 32) sum += sums[j];
     }
 #pragma unroll
     for (int delta = 16; delta > 0; delta /= 2) sum += __shfl_xor_sync(~0u, sum, delta);
     if (lane == 0) rstd[i] = rsqrtf(sum / p.norm_in.dim + p.norm_in.eps);
-  }
-  ptx::NamedBarrier(5, 32 * kTileWarps);
-}
-
-// Writes 16 tokens of a warpgroup's 64 rows, staged f32[16][kStageStride]: 8 threads a token.
-template <typename T>
-__device__ __forceinline__ void WriteStaged(const TileParams& p, const float* staged,
-                                            const float* rstd, int row0, int token0,
-                                            int token_end) {
-  const int thread = threadIdx.x % 128, part = thread % 8, token = token0 + thread / 8;
-  const float* from = staged + thread / 8 * kStageStride;
-  const bool valid = token < token_end;
-  const float factor =
-      p.norm_in.square_sums == nullptr ? p.multiplier : p.multiplier * rstd[thread / 8];
-  if (p.output == Output::kGlu) {  // tiles: gate, up, gate, up
-    const int at = part / 4 * 32 + part % 4 * 4, row = row0 + at;
-    if (!valid || row >= p.n) return;
-    const float4 gate = *reinterpret_cast<const float4*>(from + at);
-    const float4 up = *reinterpret_cast<const float4*>(from + at + 16);
-    const float g[4] = {gate.x, gate.y, gate.z, gate.w}, u[4] = {up.x, up.y, up.z, up.w};
-    float v[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      float a = g[i] * factor, b = u[i] * factor;
-      if (p.bias != nullptr) a += p.bias[row + i], b += p.bias[row + 16 + i];
-      v[i] = GateOf(p.gate, a) * b;
-    }
-    T* out = static_cast<T*>(p.out) + token * p.ldo + row0 / 2 + part / 4 * 16 + part % 4 * 4;
-    if (p.vector) {
-      *reinterpret_cast<uint2*>(out) = make_uint2(PackPair<T>(v[0], v[1]), PackPair<T>(v[2], v[3]));
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) out[i] = FromFloat<T>(v[i]);
-    }
-    return;
-  }
-  const int row = row0 + part * 8;
-  const bool whole = p.vector && row + 8 <= p.n;
-  float v[8];
-#pragma unroll
-  for (int i = 0; i < 8; i += 4) {
-    const float4 four = *reinterpret_cast<const float4*>(from + part * 8 + i);
-    v[i] = four.x, v[i + 1] = four.y, v[i + 2] = four.z, v[i + 3] = four.w;
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    v[i] *= factor;
-    if (p.bias != nullptr && row + i < p.n) v[i] += p.bias[row + i];
-  }
-  if (p.output == Output::kResidual) {
-    const std::int64_t at = static_cast<std::int64_t>(token) * p.n + row;
-    float squares = 0.0f;
-    float normed[8];
-    if (valid && whole) {
-      float4* residual = reinterpret_cast<float4*>(p.residual + at);
-      const float4 a = residual[0], b = residual[1];
-      v[0] += a.x, v[1] += a.y, v[2] += a.z, v[3] += a.w;
-      v[4] += b.x, v[5] += b.y, v[6] += b.z, v[7] += b.w;
-      residual[0] = make_float4(v[0], v[1], v[2], v[3]);
-      residual[1] = make_float4(v[4], v[5], v[6], v[7]);
-      if (p.norm_out.normed != nullptr) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) normed[i] = v[i] * p.norm_out.weight[row + i];
-        *reinterpret_cast<uint4*>(static_cast<T*>(p.norm_out.normed) + at) =
-            make_uint4(PackPair<T>(normed[0], normed[1]), PackPair<T>(normed[2], normed[3]),
-                       PackPair<T>(normed[4], normed[5]), PackPair<T>(normed[6], normed[7]));
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const bool inside = valid && row + i < p.n;
-        v[i] = inside ? v[i] + p.residual[at + i] : 0.0f;
-        if (!inside) continue;
-        p.residual[at + i] = v[i];
-        if (p.norm_out.normed != nullptr) {
-          static_cast<T*>(p.norm_out.normed)[at + i] =
-              FromFloat<T>(v[i] * p.norm_out.weight[row + i]);
-        }
-      }
-    }
-    if (p.norm_out.square_sums == nullptr) return;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) squares = fmaf(v[i], v[i], squares);
-    squares += __shfl_xor_sync(~0u, squares, 1);
-    const int tile = row / kTileRows;
-    if (valid && part % 2 == 0 && tile < p.tiles)
-      p.norm_out.square_sums[static_cast<std::int64_t>(token) * p.tiles + tile] = squares;
-    return;
-  }
-  if (!valid) return;
-  if (p.output == Output::kStoreF32) {
-    float* out = static_cast<float*>(p.out) + token * p.ldo + row;
-    if (whole) {
-      reinterpret_cast<float4*>(out)[0] = make_float4(v[0], v[1], v[2], v[3]);
-      reinterpret_cast<float4*>(out)[1] = make_float4(v[4], v[5], v[6], v[7]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (row + i < p.n) out[i] = v[i];
-      }
-    }
-  } else {
-    T* out = static_cast<T*>(p.out) + token * p.ldo + row;
-    if (whole) {
-      *reinterpret_cast<uint4*>(out) = make_uint4(PackPair<T>(v[0], v[1]), PackPair<T>(v[2], v[3]),
-                                                  PackPair<T>(v[4], v[5]), PackPair<T>(v[6], v[7]));
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (row + i < p.n) out[i] = FromFloat<T>(v[i]);
-      }
-    }
   }
 }
 
@@ -277,7 +174,7 @@ __device__ __forceinline__ void GiveSums(const TileParams& p, const float (&acc)
            make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]));
   }
   __threadfence();
-  ptx::NamedBarrier(5, 32 * kTileWarps);
+  ptx::NamedBarrier(kConsumersBarrier, 32 * kTileWarps);
   if (threadIdx.x == 0) ptx::StoreRelease(p.flags + blockIdx.x, 1);
 }
 
@@ -297,7 +194,7 @@ __device__ __forceinline__ void TakeSums(const TileParams& p, int unit_end,
       }
       p.flags[worker] = 0;
     }
-    ptx::NamedBarrier(5, 32 * kTileWarps);
+    ptx::NamedBarrier(kConsumersBarrier, 32 * kTileWarps);
     const float4* from = reinterpret_cast<const float4*>(p.partials) +
                          static_cast<std::int64_t>(worker) * (kTileRowsOfBlock * kTokens / 4) +
                          threadIdx.x;
@@ -319,13 +216,19 @@ __device__ __forceinline__ void SwapSums(const TileParams& p, int split, int chu
   const int first = blockIdx.x - split;
   float4* sums = reinterpret_cast<float4*>(p.partials) + threadIdx.x;
 #pragma unroll
-  for (int i = 0; i < kTokens / 8; ++i) {
-    if (i / 2 >= chunks || i / 2 % p.splits == split) continue;
-    __stcg(sums + static_cast<std::int64_t>(blockIdx.x) * kSlot + i * kStep,
-           make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]));
+  for (int chunk = 0, mine = split; chunk < kTokens / kStagedTokens; ++chunk) {
+    if (chunk == mine) {
+      mine += p.splits;
+    } else if (chunk < chunks) {
+#pragma unroll
+      for (int i = 2 * chunk; i < 2 * chunk + 2; ++i) {
+        __stcg(sums + static_cast<std::int64_t>(blockIdx.x) * kSlot + i * kStep,
+               make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]));
+      }
+    }
   }
   __threadfence();
-  ptx::NamedBarrier(5, 32 * kTileWarps);
+  ptx::NamedBarrier(kConsumersBarrier, 32 * kTileWarps);
   if (threadIdx.x == 0) {  // counts to `splits` as they arrive and on as they leave
     std::uint32_t* count = p.flags + first;
     atomicAdd(count, 1);
@@ -333,10 +236,11 @@ __device__ __forceinline__ void SwapSums(const TileParams& p, int split, int chu
     }
     if (atomicAdd(count, 1) == static_cast<std::uint32_t>(2 * p.splits - 1)) *count = 0;
   }
-  ptx::NamedBarrier(5, 32 * kTileWarps);
+  ptx::NamedBarrier(kConsumersBarrier, 32 * kTileWarps);
 #pragma unroll
-  for (int chunk = 0; chunk < kTokens / kStagedTokens; ++chunk) {
-    if (chunk >= chunks || chunk % p.splits != split) continue;
+  for (int chunk = 0, mine = split; chunk < kTokens / kStagedTokens; ++chunk) {
+    if (chunk >= chunks || chunk != mine) continue;
+    mine += p.splits;
 #pragma unroll 2
     for (int i = 1; i < p.splits; ++i) {
       const int other = split + i < p.splits ? split + i : split + i - p.splits;

@@ -50,11 +50,14 @@ void TestAtoms(Counter& counter, const char* name, OffsetMode mode, float down) 
       }
     }
     Dequantizer<T, Codes> numbers;
+    const OffsetRule rule = RuleOf<T>(mode, zero, down);
     const int g = lane / 4;
     const auto pack = [](float low, float high) {
       return F32ToF16(low) | static_cast<std::uint32_t>(F32ToF16(high)) << 16;
     };
-    numbers.Set(pack(scales[g], scales[g + 8]), pack(offsets[g], offsets[g + 8]), mode, zero, down);
+    numbers.Set(pack(scales[g], scales[g + 8]),
+                mode == OffsetMode::kConstant ? rule.constant : pack(offsets[g], offsets[g + 8]),
+                rule);
     for (int step = 0; step < 4; ++step) {
       for (int pair = 0; pair < 4; ++pair) {
         std::uint32_t entries = 0;

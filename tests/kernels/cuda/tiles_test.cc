@@ -48,8 +48,10 @@ void TestEncoding(Counter& counter, const Encoding& e, std::mt19937& rng) {
     int n, k;
     std::vector<int> tokens;
   };
-  // Around tiles of 256 rows, units of 128 columns, tiles of 32, 64 and 128 tokens.
-  const Size sizes[] = {{40, 136, {1, 33}}, {576, 1536, {17, 65, 129}}, {1040, 4096, {64, 300}}};
+  // Around tiles of 256 rows, units of 128 columns, tiles of 32, 64 and 128 tokens; rows that no
+  // 16-byte access fits.
+  const Size sizes[] = {
+      {40, 136, {1, 33}}, {1003, 264, {50}}, {576, 1536, {17, 65, 129}}, {1040, 4096, {64, 300}}};
   for (const Size& size : sizes) {
     const PackedShape shape{size.n, size.k, e.kind, e.bits, e.group, e.offset};
     const TestMatrix w = RandomMatrix(shape, e.file_group, false, rng);
