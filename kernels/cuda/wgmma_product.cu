@@ -67,7 +67,10 @@ cudaError_t LaunchTileProduct(const ProductArgs& args, const TilePlan& plan,
   p.row_items = (p.tiles + 15) / 16;
   p.token_items = (args.m + plan.tokens - 1) / plan.tokens;
   p.splits = plan.splits;
-  p.group_steps = shape.group / 16;
+  p.group_begins = shape.group == 16   ? 0xff
+                   : shape.group == 32 ? 0x55
+                   : shape.group == 64 ? 0x11
+                                       : 1;
   p.has_offsets = shape.offset != OffsetMode::kConstant;
   // Scales that were brought to the top of f16's range leave room below for the codes.
   const float down = args.w.multiplier == 1.0f ? 1.0f : 0x1p-9f;

@@ -136,8 +136,6 @@ __global__ void __launch_bounds__(kTileThreads, 1)
       if (lane == 0) ptx::BarrierArrive(empty + stage * 8);
     };
     Dequantizer<T, Codes> numbers;
-    // Bit i: a group begins with k-step i.
-    const int group_begins = p.group_steps == 1 ? 0xff : p.group_steps == 2 ? 0x55 : 0x11;
     int stage = 0, parity = 0, norms = 0;
     std::uint32_t offset = 0;  // of the stage
     while (at.Next(p, group_tiles)) {
@@ -166,7 +164,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
 #pragma unroll
         for (int step = 0; step < 8; ++step) {
           if constexpr (kFine) {
-            if (step == 0 || (group_begins >> step & 1) != 0) set_group();
+            if (step == 0 || (p.group_begins >> step & 1) != 0) set_group();
           }
           std::uint32_t (&mine)[4] = a[step % 2];
           numbers.Fragment(codes[step / 4], step % 4, lane_table, mine);

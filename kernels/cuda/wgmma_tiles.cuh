@@ -28,7 +28,7 @@ struct TileParams {
   int row_items, token_items;  // tiles of the output
   int shared_tiles, splits;    // see TileCursor
   int stages, stage_bytes;
-  int group_steps;  // k-steps a group
+  int group_begins;  // bit i: a group begins with k-step i of a unit
   bool has_offsets;
   OffsetRule rule;
   float multiplier;  // of the accumulators: the rule's `by` undone
