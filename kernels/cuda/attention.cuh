@@ -196,6 +196,16 @@ struct HalfTiles {
   static __device__ __forceinline__ void Fetch(std::uint32_t tile, const PageHead& page, int row0,
                                                int valid, int head_dim, int thread) {
     constexpr int kChunks = kDim / 8;
+    if (head_dim == kDim && valid >= kKeys) {  // nearly always
+      const int at = row0 * (2 * kDim) + thread * 16;
+#pragma unroll
+      for (int i = 0; i < kKeys * kChunks / kThreads; ++i) {
+        const std::uint32_t to = Chunk(tile, (i * kThreads + thread) / kChunks, thread % kChunks);
+        ptx::CopyAsync16(to, page.keys + at + i * kThreads * 16);
+        ptx::CopyAsync16(to + kKeys * kDim * 2, page.values + at + i * kThreads * 16);
+      }
+      return;
+    }
 #pragma unroll
     for (int i = 0; i < kKeys * kChunks / kThreads; ++i) {
       const int key = (i * kThreads + thread) / kChunks, chunk = (i * kThreads + thread) % kChunks;

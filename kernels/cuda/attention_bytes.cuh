@@ -88,6 +88,24 @@ struct ByteTiles {
   static __device__ __forceinline__ void Fetch(std::uint32_t tile, const PageHead& page, int row0,
                                                int valid, int head_dim, int thread) {
     constexpr int kChunks = kDim / 16;
+    if constexpr (kKeys * kChunks % kThreads == 0) {
+      if (head_dim == kDim && valid >= kKeys) {  // nearly always
+        const int at = row0 * kDim + thread * 16;
+#pragma unroll
+        for (int i = 0; i < kKeys * kChunks / kThreads; ++i) {
+          const int key = (i * kThreads + thread) / kChunks, chunk = thread % kChunks;
+          ptx::CopyAsync16(KeyChunk(tile, key, chunk), page.keys + at + i * kThreads * 16);
+          ptx::CopyAsync16(ValueChunk(tile + kKeys * kDim, key, chunk),
+                           page.values + at + i * kThreads * 16);
+        }
+        if (thread < kKeys / 2) {
+          const float* from = thread < kKeys / 4 ? page.key_scales : page.value_scales;
+          ptx::CopyAsync16(tile + 2 * kKeys * kDim + thread * 16,
+                           from + row0 + thread % (kKeys / 4) * 4);
+        }
+        return;
+      }
+    }
 #pragma unroll
     for (int i = 0; i < (kKeys * kChunks + kThreads - 1) / kThreads; ++i) {
       const int index = i * kThreads + thread, key = index / kChunks, chunk = index % kChunks;
@@ -118,10 +136,11 @@ struct ByteTiles {
       for (int j = 0; j < 4; ++j) {
         const int column = i / 4 * 64 + 16 * t + i % 4 * 4 + 2 * (j >> 1);
         const T* at = rows[j & 1];
-        float2 v = {0.0f, 0.0f};
-        if (at != nullptr && column < head_dim)
-          v = UnpackPair<T>(*reinterpret_cast<const std::uint32_t*>(at + column));
-        q.a[i][j] = PackPair<half>(v.x, v.y);
+        q.a[i][j] = 0;
+        if (at == nullptr || column >= head_dim) continue;
+        const std::uint32_t pair = *reinterpret_cast<const std::uint32_t*>(at + column);
+        const float2 v = UnpackPair<T>(pair);
+        q.a[i][j] = std::is_same_v<T, half> ? pair : PackPair<half>(v.x, v.y);
       }
     }
     q.start[0] = q.start[1] = 0.0f;

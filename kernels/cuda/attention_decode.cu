@@ -34,14 +34,12 @@ __global__ void __launch_bounds__(kThreads, BlocksAnSm<Tiles>())
 
   // ---- This block's pages ----
   Place at;
-  Shares shares = {};
+  Shares shares(0, 1);
   int left, begin = 0;  // pages to go; the first, of all
   if (p.even) {
     shares = ShareOut(p, lane, &at);
-    const int block = blockIdx.x;
-    const bool some = shares.total > 0 && block < shares.blocks;
-    begin = some ? shares.Begin(block) : 0;
-    left = some ? shares.Begin(block + 1) - begin : 0;
+    begin = shares.Begin(blockIdx.x);
+    left = shares.Begin(blockIdx.x + 1) - begin;
   } else {
     at.Enter(a, blockIdx.z);
     at.column = blockIdx.y;
@@ -53,16 +51,20 @@ __global__ void __launch_bounds__(kThreads, BlocksAnSm<Tiles>())
   ring.Begin(p, ptx::SharedAddress(shared) + warp * kStages * Ring<Tiles>::kStageBytes, at, left);
   int fetched = 0;
   // Early: up to a page of a newest key that the previous kernel writes.
+#pragma unroll 1
   for (; fetched < kStages - 1 && (!a.early || append || (ring.left > 0 && !ring.AtNewest()));
        ++fetched) {
     ring.Fetch(p, warp, lane);
   }
   float* inv_freq = reinterpret_cast<float*>(shared + L::Frequencies(p.rows));
-  int position = 0;
+  int position = 0, slot = -1;  // of the next column's newest key
+  const auto find_newest = [&] {
+    if (append) position = p.append.positions[at.sequence], slot = p.append.slots[at.sequence];
+  };
+  if (left > 0) find_newest();
   if (append) {
     for (int i = threadIdx.x; i < p.append.rope_dim / 2; i += kThreads)
       inv_freq[i] = p.append.inv_freq[i];
-    if (left > 0) position = p.append.positions[at.sequence];
     __syncthreads();
   }
 
@@ -76,6 +78,7 @@ __global__ void __launch_bounds__(kThreads, BlocksAnSm<Tiles>())
     if (append) rotation.Set(p.append, inv_freq, position, lane);
     if (!copied) {
       if (a.early) ptx::WaitForPrerequisites();
+#pragma unroll 1
       for (; fetched < kStages - 1; ++fetched) ring.Fetch(p, warp, lane);
     } else if (since < kStages - 1) {
       ptx::CopyAsyncWait<0>();
@@ -90,10 +93,11 @@ __global__ void __launch_bounds__(kThreads, BlocksAnSm<Tiles>())
     Tiles::LoadQueries(q, a.head_dim, lane, [&](int row) {
       return row < column.heads ? queries + row * L::kQueryStride : nullptr;
     });
+    const int newest_slot = slot;
     begin += column.count, left -= column.count;
     if (left > 0) {
       at.page += column.count - 1, at.Next(p);
-      if (append) position = p.append.positions[at.sequence];
+      find_newest();
       Column next;
       next.Set(p, at, left);
       CopyHeads<T, Tiles>(p, next, shared, warp, lane);
@@ -106,22 +110,31 @@ __global__ void __launch_bounds__(kThreads, BlocksAnSm<Tiles>())
     const AttentionScale scale = ScaleOf(a);
     const int first_visible = FirstVisible(a, column.context);
     int stage = 0;
-    for (int i = 0; i < column.count; ++i) {
-      if (i > 0) ring.Fetch(p, warp, lane);  // into the stage before this one
-      stage = ring.Take();
-      const int key0 = (column.page + i) * kPageTokens + warp * kWarpKeys;
-      if (column.newest && key0 / kWarpKeys == (column.context - 1) / kWarpKeys)
-        PlaceNewest<T, Tiles>(p, column, ring.base + stage, shared, lane);
-      const bool masked = key0 + kWarpKeys > column.context || key0 < first_visible;
-      state.template Step<kWarpKeys, kWarpKeys>(q, ring.base + stage, 0, key0, masked, mask, scale,
-                                                lane);
-      __syncwarp();
+    for (int i = 0;; ++i) {
+      if (i < column.count) {
+        stage = ring.Take();
+        const int key0 = (column.page + i) * kPageTokens + warp * kWarpKeys;
+        if (column.newest && key0 / kWarpKeys == (column.context - 1) / kWarpKeys)
+          PlaceNewest<T, Tiles>(p, column, newest_slot, ring.base + stage, shared, lane);
+        const bool masked = key0 + kWarpKeys > column.context || key0 < first_visible;
+        state.template Step<kWarpKeys, kWarpKeys>(q, ring.base + stage, 0, key0, masked, mask,
+                                                  scale, lane);
+        __syncwarp();
+      }
+      const bool last = i + 1 >= column.count;
+      if (last) {
+        state.Finish(scale);
+        // A column that goes on is for the blocks after this one to hand over.
+        const int last_block = p.even && column.begins && column.rest > 0
+                                   ? shares.BlockOf(begin - 1 + column.rest)
+                                   : 0;
+        MergeWarps<T, Tiles>(p, column, state, shared, stage, last_block, warp, lane);
+        if (!p.even) break;
+        if (!column.begins && threadIdx.x == 0) ptx::StoreRelease(a.flags + blockIdx.x, 1);
+      }
+      ring.Fetch(p, warp, lane);  // into the stage just used
+      if (last) break;
     }
-    state.Finish(scale);
-    // A column that goes on is for the blocks after this one to hand over.
-    const int last_block =
-        p.even && column.begins && column.rest > 0 ? shares.BlockOf(begin - 1 + column.rest) : 0;
-    MergeWarps<T, Tiles>(p, column, state, shared, stage, last_block, warp, lane);
     if (!p.even) {
 #if __CUDA_ARCH__ >= 900
       if (gridDim.x == 1) return;
@@ -132,8 +145,6 @@ __global__ void __launch_bounds__(kThreads, BlocksAnSm<Tiles>())
 #endif
       return;
     }
-    if (!column.begins && threadIdx.x == 0) ptx::StoreRelease(a.flags + blockIdx.x, 1);
-    ring.Fetch(p, warp, lane);
   }
 
   // ---- Sequences without keys: zeros ----
@@ -174,10 +185,14 @@ cudaError_t LaunchDecode(const AttentionArgs& args, LaunchOptions options) {
     p.append = *args.append;
     p.args.q = p.append.qkv, p.args.ld_q = p.append.ld_qkv;
   }
-  const int group = args.heads / args.kv_heads;
-  p.rows = std::min(group, kRows);
-  p.parts = (group + kRows - 1) / kRows;
+  p.group = args.heads / args.kv_heads;
+  p.rows = std::min(p.group, kRows);
+  p.parts = (p.group + kRows - 1) / kRows;
   p.columns = p.parts * args.kv_heads;
+  p.page_bytes = args.kv.PageStride() * Tiles::kElementBytes;
+  p.head_bytes = static_cast<int>(args.kv.HeadStride()) * Tiles::kElementBytes;
+  p.value_offset = static_cast<int>(args.kv.ValueOffset()) * Tiles::kElementBytes;
+  p.scale_offset = static_cast<int>(args.kv.ScaleOffset()) * Tiles::kElementBytes;
   int device = 0, major = 0, sms = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess)

@@ -18,10 +18,25 @@ inline constexpr int kLeastPages = 2;                   // of a block's share
 struct Params {
   AttentionArgs args;
   RopeAppendArgs append;  // qkv null: none
-  int rows;               // query heads of a column, at most
+  int group;              // query heads of a kv head
+  int rows;               // of them a column's, at most
   int parts;              // columns of a kv head
   int columns;            // of a sequence: parts * kv_heads
   bool even;              // blocks share all pages evenly; else a cluster is (column, sequence)
+  // Of a layer's cache, in bytes: a page, a head's keys or values in it, from keys to values, from
+  // the page to its scales.
+  std::int64_t page_bytes;
+  int head_bytes, value_offset, scale_offset;
+
+  __device__ __forceinline__ int KvHead(int column) const {
+    return parts == 1 ? column : column / parts;
+  }
+  __device__ __forceinline__ PageHead Find(int page, int kv_head) const {
+    const char* at = static_cast<const char*>(args.layer_cache) + page * page_bytes;
+    const char* keys = at + kv_head * head_bytes;
+    const auto* scales = reinterpret_cast<const float*>(at + scale_offset) + kv_head * kPageTokens;
+    return {keys, keys + value_offset, scales, scales + args.kv_heads * kPageTokens};
+  }
 };
 
 // Visible pages of a sequence.
@@ -60,13 +75,18 @@ struct Place {
 
 // The pages of all columns in order, dealt evenly: block b has [Begin(b), Begin(b + 1)).
 struct Shares {
-  int total, blocks;
+  int blocks, each, more;  // the first `more` blocks have each + 1
 
+  __device__ __forceinline__ Shares(int total, int most)
+      : blocks(min(most, max(1, total / kLeastPages))),
+        each(total / blocks),
+        more(total - each * blocks) {}
   __device__ __forceinline__ int Begin(int block) const {
-    return static_cast<int>(static_cast<std::int64_t>(total) * block / blocks);
+    return block >= blocks ? each * blocks + more : each * block + min(block, more);
   }
   __device__ __forceinline__ int BlockOf(int page) const {
-    return static_cast<int>((static_cast<std::int64_t>(page + 1) * blocks - 1) / total);
+    const int large = (each + 1) * more;
+    return page < large ? page / (each + 1) : more + (page - large) / each;
   }
 };
 
@@ -81,11 +101,10 @@ __device__ __forceinline__ Shares ShareOut(const Params& p, int lane, Place* at)
   int all = 0;
   for (int s = lane; s < a.sequences; s += 32) all += visible(s);
   all = __reduce_add_sync(~0u, all) * p.columns;
-  const Shares shares{all, min(static_cast<int>(gridDim.x), max(1, all / kLeastPages))};
-  const int block = blockIdx.x;
-  if (all == 0 || block >= shares.blocks) return shares;
+  const Shares shares(all, gridDim.x);
+  const int begin = shares.Begin(blockIdx.x);
+  if (begin == all) return shares;
   // The sequence of the first page: the first whose pages and those before it are more.
-  const int begin = shares.Begin(block);
   for (int s0 = 0, before = 0;; s0 += 32) {
     const int mine = visible(s0 + lane);
     int sum = mine;
@@ -117,14 +136,13 @@ struct Column {
   bool newest;            // appends the newest key and value
 
   __device__ __forceinline__ void Set(const Params& p, const Place& at, int left) {
-    const int group = p.args.heads / p.args.kv_heads;
     sequence = at.sequence, context = at.context, page = at.page;
     count = min(left, at.pages.end - at.page);
     rest = at.pages.end - at.page - count;
     begins = at.page == at.pages.first;
-    kv_head = at.column / p.parts;
-    head0 = kv_head * group + at.column % p.parts * kRows;
-    heads = min(kRows, (kv_head + 1) * group - head0);
+    kv_head = p.KvHead(at.column);
+    head0 = kv_head * p.group + (at.column - kv_head * p.parts) * kRows;
+    heads = min(kRows, (kv_head + 1) * p.group - head0);
     newest = p.append.qkv != nullptr && rest == 0 && count > 0;
   }
   // Queries, then the newest key and value: warp w has items w, w + 4, ...
@@ -204,12 +222,10 @@ struct Ring {
 
   __device__ __forceinline__ void Fetch(const Params& p, int warp, int lane) {
     if (left > 0) {
-      const int kv_head = p.parts == 1 ? next.column : next.column / p.parts;
       const int keys = next.context - (p.append.qkv != nullptr);  // that are in the cache
       Tiles::template Fetch<kWarpKeys, 32>(
-          base + filled * kStageBytes, FindPage(p.args, page, kv_head, Tiles::kElementBytes),
-          warp * kWarpKeys, keys - next.page * kPageTokens - warp * kWarpKeys, p.args.head_dim,
-          lane);
+          base + filled * kStageBytes, p.Find(page, p.KvHead(next.column)), warp * kWarpKeys,
+          keys - next.page * kPageTokens - warp * kWarpKeys, p.args.head_dim, lane);
       if (--left > 0) next.Next(p), FindId(p);
     }
     ptx::CopyAsyncCommit();

@@ -53,15 +53,14 @@ __device__ __forceinline__ void MakeHeads(const Params& p, const Column& column,
 
 // The newest key and value from shared memory to their place in a stage, and to the cache.
 template <typename T, typename Tiles>
-__device__ __forceinline__ void PlaceNewest(const Params& p, const Column& column,
+__device__ __forceinline__ void PlaceNewest(const Params& p, const Column& column, int slot,
                                             std::uint32_t stage, const char* shared, int lane) {
   using L = Layout<T, Tiles>;
   constexpr int kChunks = L::kNewestBytes / 32;  // of 16 bytes, of the key
   const RopeAppendArgs& a = p.append;
   const char* from = shared + L::Newest(p.rows);
   const int kv_head = column.kv_head, key = (column.context - 1) % kWarpKeys;
-  const bool first = column.head0 * a.kv_heads == kv_head * a.heads;  // of the kv head's columns
-  const int slot = first ? a.slots[column.sequence] : -1;
+  if (column.head0 != kv_head * p.group) slot = -1;  // another column of the kv head writes it
   char* page = static_cast<char*>(a.layer_cache) +
                slot / kPageTokens * a.kv.PageStride() * Tiles::kElementBytes;
 #pragma unroll

@@ -16,8 +16,8 @@ struct Four {
   }
   __device__ __forceinline__ void Add(const float4& v, const float2& top) {  // maximum, sum
     const float high = fmaxf(max, top.x);
-    const float keep = max == -INFINITY ? 0.0f : exp2f(max - high),
-                add = top.x == -INFINITY ? 0.0f : exp2f(top.x - high);
+    const float keep = max == -INFINITY ? 0.0f : PowerOf2(max - high),
+                add = top.x == -INFINITY ? 0.0f : PowerOf2(top.x - high);
     out.x = out.x * keep + v.x * add, out.y = out.y * keep + v.y * add;
     out.z = out.z * keep + v.z * add, out.w = out.w * keep + v.w * add;
     sum = sum * keep + top.y * add;
@@ -53,7 +53,7 @@ __device__ __forceinline__ void AwaitBlocks(const Params& p, int first, int last
 template <int kDim>
 __device__ __forceinline__ void AddBlocks(const Params& p, int row, int chunk, int first, int last,
                                           Four* to) {
-#pragma unroll 4
+#pragma unroll 2
   for (int block = first; block <= last; ++block) {
     const float* from = Slot<kDim>(p, block, row);
     const float4 v = __ldcg(reinterpret_cast<const float4*>(from + chunk * 4));
@@ -66,10 +66,10 @@ __device__ __forceinline__ float Inverse(const AttentionArgs& a, int head, float
   float factor = 1.0f;
   if (a.sinks != nullptr) {
     const float sink = a.sinks[head] * kLog2E, top = fmaxf(max, sink);
-    factor = max == -INFINITY ? 0.0f : exp2f(max - top);
-    sum = sum * factor + exp2f(sink - top);
+    factor = max == -INFINITY ? 0.0f : PowerOf2(max - top);
+    sum = sum * factor + PowerOf2(sink - top);
   }
-  return sum > 0.0f ? factor / sum : 0.0f;
+  return sum > 0.0f ? __fdividef(factor, sum) : 0.0f;
 }
 
 template <typename T, typename Tiles>
@@ -117,7 +117,7 @@ __device__ __forceinline__ void WriteCluster(const AttentionArgs& a, const float
     for (int i = 0; i < kMaxSplits; ++i) max = fmaxf(max, maxima[i]);
 #pragma unroll
     for (int i = 0; i < kMaxSplits; ++i) {
-      const float factor = maxima[i] == -INFINITY ? 0.0f : exp2f(maxima[i] - max);
+      const float factor = maxima[i] == -INFINITY ? 0.0f : PowerOf2(maxima[i] - max);
       sum += sums[i] * factor;
       out += values[i] * factor;
     }
@@ -139,17 +139,20 @@ __device__ __forceinline__ void MergeWarps(const Params& p, const Column& column
   constexpr int kRingBytes = Stages<Tiles>() * Tiles::TileBytes(kWarpKeys);
   const int g = lane / 4, t = lane % 4, first_block = static_cast<int>(blockIdx.x) + 1;
   auto* tops = reinterpret_cast<float2*>(shared + L::kTops);
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {  // rows 8 r to 8 r + 7
-    if (8 * r >= p.rows) break;
+#pragma unroll 1
+  for (int r = 0; 8 * r < p.rows; ++r) {  // rows 8 r to 8 r + 7
     const int rows = min(8, column.heads - 8 * r);
     if (g < rows) {
 #pragma unroll
       for (int i = 0; i < kDim / 8; ++i) {
         float* to = PartAt<kDim>(shared + warp * kRingBytes + stage, g, 2 * i + t / 2) + t % 2 * 2;
-        *reinterpret_cast<float2*>(to) = {state.out[i][2 * r], state.out[i][2 * r + 1]};
+        *reinterpret_cast<float2*>(to) = {r == 0 ? state.out[i][0] : state.out[i][2],
+                                          r == 0 ? state.out[i][1] : state.out[i][3]};
       }
-      if (t == 0) tops[warp * 8 + g] = {state.max[r], state.sum[r]};
+      if (t == 0) {
+        tops[warp * 8 + g] = {r == 0 ? state.max[0] : state.max[1],
+                              r == 0 ? state.sum[0] : state.sum[1]};
+      }
     }
     if (r == 0) AwaitBlocks(p, first_block, last_block);
     __syncthreads();
@@ -175,7 +178,6 @@ __device__ __forceinline__ void MergeWarps(const Params& p, const Column& column
         WriteFour<T, Tiles>(p.args, column.sequence, column.head0 + 8 * r + row, chunk, sum);
       }
     }
-    if (p.even && !column.begins) __threadfence();
     __syncthreads();
   }
 }

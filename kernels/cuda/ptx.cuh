@@ -175,6 +175,9 @@ __device__ __forceinline__ void CopyAsync16(std::uint32_t shared, const void* gl
                "r"(bytes)
                : "memory");
 }
+__device__ __forceinline__ void CopyAsync16(std::uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
 __device__ __forceinline__ void CopyAsyncCommit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }

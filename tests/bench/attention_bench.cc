@@ -1,6 +1,6 @@
 // Times attention over the paged cache: CSV on stdout, to be read beside sdpa_reference.py.
 //
-//   attention_bench prefill|decode|mixed|splits [--heads 32/8] [--dim 128] [--kv f16|f8|i8]
+//   attention_bench prefill|decode|mixed|rope|splits [--heads 32/8] [--dim 128] [--kv f16|f8|i8]
 //
 // Pages lie in random order and inputs are random; decode rotates over more layers than the L2
 // holds. prefill also compares the fast kernel with the portable one (error, of the whole output).
@@ -281,6 +281,21 @@ void Mixed(const Heads& h) {
   TimeDecode(h, "8 x 1024", std::vector<int>(8, 1024), 32768);
 }
 
+// Rope and append as a launch of its own.
+void Rope(const Heads& h) {
+  std::printf("phase,heads,dim,kv,tokens,us,TBps\n");
+  for (int tokens : {1, 64, 512, 2048, 8192}) {
+    Step step(h, std::vector<int>(tokens, 64), 1, false);
+    const double us = step.Time([](const AttentionArgs&, LaunchOptions) { return cudaSuccess; }, 8,
+                                Step::Append::kBefore);
+    const double bytes = 2.0 * tokens * h.dim * (2 * h.heads + 2 * h.kv_heads) +
+                         2.0 * tokens * h.dim * h.kv_heads * BitsOf(h.kv) / 8;
+    std::printf("rope,%d/%d,%d,%s,%d,%.2f,%.2f\n", h.heads, h.kv_heads, h.dim, NameOf(h.kv), tokens,
+                us, bytes / us * 1e-6);
+    std::fflush(stdout);
+  }
+}
+
 // What more or fewer blocks a sequence would cost.
 void Splits(const Heads& h) {
   PrintDecodeHeader();
@@ -319,11 +334,13 @@ int main(int argc, char** argv) {
     Decode(heads);
   } else if (mode == "mixed") {
     Mixed(heads);
+  } else if (mode == "rope") {
+    Rope(heads);
   } else if (mode == "splits") {
     Splits(heads);
   } else {
     std::printf(
-        "usage: attention_bench prefill|decode|mixed|splits [--heads 32/8] [--dim 128] [--kv "
+        "usage: attention_bench prefill|decode|mixed|rope|splits [--heads 32/8] [--dim 128] [--kv "
         "f8]\n");
     return 64;
   }

@@ -26,7 +26,9 @@ class Cache {
  public:
   Cache(const KvLayout& kv, std::mt19937& rng) : kv_(kv) {
     if (!kv.Scaled()) {
-      halves_ = RandomHalves(kv.LayerStride(), kv.dtype, rng);
+      const std::vector<std::uint16_t> normal = RandomHalves(1 << 14, kv.dtype, rng);
+      halves_.resize(kv.LayerStride());
+      for (auto& h : halves_) h = normal[rng() % normal.size()];
       return;
     }
     bytes_.resize(kv.LayerStride());
