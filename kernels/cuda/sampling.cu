@@ -146,21 +146,30 @@ class Row {
   }
 
   // (distance, id) of the last token of the smallest prefix, among tokens with order <= bound,
-  // whose weight reaches `target` >= 1: mass, or count. REQUIRES: their weight reaches it.
+  // whose weight reaches `target` >= 1: mass, or count; and the weight of that prefix. REQUIRES:
+  // their weight reaches it.
   __device__ unsigned long long Cut(unsigned long long target, bool by_count,
-                                    unsigned long long bound) {
-    unsigned widest = 0;
-    ForEach([&](std::uint32_t distance, int id) {
-      if (Order(distance, id) <= bound) widest = max(widest, distance);
-    });
-    // Bits of the distance not decided yet.
-    int left = BlockMaxOf(widest == 0 ? 0 : 32 - __clz(static_cast<int>(widest)), s_.ints);
+                                    unsigned long long bound, unsigned long long* weight_up_to) {
+    *weight_up_to = target;
+    int left = 32;  // bits of the distance not decided yet
+    if (listed_) {
+      unsigned widest = 0;
+      ForEach([&](std::uint32_t distance, int id) {
+        if (Order(distance, id) <= bound) widest = max(widest, distance);
+      });
+      left = BlockMaxOf(widest == 0 ? 0 : 32 - __clz(static_cast<int>(widest)), s_.ints);
+    }
     std::uint32_t prefix = 0;
+    int narrowed = -1;  // >= 0: so many tokens of this prefix have become the list
+    const auto for_each = [&](const auto& body) {
+      if (narrowed < 0) return ForEach(body);
+      for (int i = threadIdx.x; i < narrowed; i += kThreads) body(s_.distance[i], s_.id[i]);
+    };
     do {
       const int shift = max(0, left - kDigitBits);
       for (int i = threadIdx.x; i < kBins; i += kThreads) s_.bins[i] = 0;
       __syncthreads();
-      ForEach([&](std::uint32_t distance, int id) {
+      for_each([&](std::uint32_t distance, int id) {
         if (Order(distance, id) > bound || (left < 32 && distance >> left != prefix >> left))
           return;
         const unsigned long long weight = by_count ? 1 : MassAt(distance);
@@ -170,12 +179,14 @@ class Row {
       prefix |= s_.found_bin << shift;
       target -= s_.before;
       left = shift;
+      if (!listed_ && narrowed < 0 && left > 0) narrowed = Narrow(prefix, left, bound);
     } while (left > 0);
     // Ties: the smallest ids first, each of the same weight.
     const unsigned long long weight = by_count ? 1 : max(1ull, MassAt(prefix));
-    const int need = static_cast<int>((target + weight - 1) / weight);
+    const unsigned long long need = (target + weight - 1) / weight;
+    *weight_up_to += need * weight - target;
     int low = vocab_, high = -1;  // ids of the tied; usually one
-    ForEach([&](std::uint32_t distance, int id) {
+    for_each([&](std::uint32_t distance, int id) {
       if (distance == prefix) low = min(low, id), high = max(high, id);
     });
     low = -BlockMaxOf(-low, s_.ints);
@@ -184,8 +195,9 @@ class Row {
     while (low < high) {  // the smallest id with `need` tied tokens at or below it
       const int middle = (low + high) / 2;
       int count = 0;
-      ForEach([&](std::uint32_t distance, int id) { count += distance == prefix && id <= middle; });
-      if (BlockSumOf(count, s_.ints) >= need)
+      for_each(
+          [&](std::uint32_t distance, int id) { count += distance == prefix && id <= middle; });
+      if (static_cast<unsigned long long>(BlockSumOf(count, s_.ints)) >= need)
         high = middle;
       else
         low = middle + 1;
@@ -207,6 +219,21 @@ class Row {
   }
 
  private:
+  // Lists the tokens of a row that has no list whose distance begins with `prefix`, but for `left`
+  // bits; returns their number, or -1 where they do not fit.
+  __device__ int Narrow(std::uint32_t prefix, int left, unsigned long long bound) {
+    if (threadIdx.x == 0) s_.count = 0;
+    __syncthreads();
+    ForEach([&](std::uint32_t distance, int id) {
+      if (distance >> left != prefix >> left || Order(distance, id) > bound) return;
+      if (*static_cast<volatile int*>(&s_.count) > kListSize) return;  // too many already
+      const int at = atomicAdd(&s_.count, 1);
+      if (at < kListSize) s_.distance[at] = distance, s_.id[at] = id;
+    });
+    __syncthreads();
+    return s_.count <= kListSize ? s_.count : -1;
+  }
+
   // The first bin at which the running sum reaches target, and the sum before it.
   __device__ void FindBin(unsigned long long target) {
     __syncthreads();
@@ -292,7 +319,8 @@ __device__ int Draw(Row& row, const SamplingParams& p, int vocab, std::uint32_t 
         __shared__ int scratch[32];
         if (BlockSumOf(listed, scratch) < p.top_k) continue;
       }
-      bound = row.Cut(p.top_k, true, bound);
+      unsigned long long count;
+      bound = row.Cut(p.top_k, true, bound, &count);
       mass = held = row.MassUpTo(bound, 0);
     }
     if (p.top_p < 1.0f) {
@@ -300,8 +328,8 @@ __device__ int Draw(Row& row, const SamplingParams& p, int vocab, std::uint32_t 
       const unsigned long long target =
           max(1ull, min(mass, static_cast<unsigned long long>(wanted)));
       if (target > held) continue;
-      bound = row.Cut(target, false, bound);
-      mass = held = row.MassUpTo(bound, 0);
+      bound = row.Cut(target, false, bound, &mass);
+      held = mass;
     }
     if (p.min_p > 0.0f) {
       const auto least =
@@ -314,7 +342,8 @@ __device__ int Draw(Row& row, const SamplingParams& p, int vocab, std::uint32_t 
     const unsigned long long drawn = __umul64hi(mass, uniform << 40);  // mass * uniform / 2^24
     if (drawn >= held) continue;
     // min_p removes a suffix of the order, so it does not move the cut.
-    return static_cast<int>(row.Cut(drawn + 1, false, bound) & 0xffffffffu);
+    unsigned long long reached;
+    return static_cast<int>(row.Cut(drawn + 1, false, bound, &reached) & 0xffffffffu);
   }
   return -1;
 }
@@ -389,7 +418,8 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(SampleArgs a) {
       Row row(s, logits, a.vocab, vector, best.logit, 1.0f);
       unsigned long long held;
       row.Collect(&held, true);
-      const unsigned long long bound = row.Cut(tops, true, ~0ull);
+      unsigned long long count;
+      const unsigned long long bound = row.Cut(tops, true, ~0ull, &count);
       if (threadIdx.x == 0) s.count = 0;
       __syncthreads();
       row.ForEach([&](std::uint32_t distance, int id) {
