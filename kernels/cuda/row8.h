@@ -37,12 +37,14 @@ constexpr bool SupportsRow8(std::int64_t n, std::int64_t k) {
   return n > 0 && n % 16 == 0 && k > 0 && k % 16 == 0 && k <= kMostRow8Columns;
 }
 
-// Rounds x T[tokens, k], rows ldx apart, by a rounding other than kNone; `out` gets the codes.
+// Rounds x T[tokens, k], rows ldx apart, by a rounding other than kNone; `out` gets the codes. With
+// norm_in (not for kOutlierSplit) x is yet to be divided by its norm, and only scales need be.
 struct QuantizeArgs {
   DType dtype = DType::kF16;
   const void* x = nullptr;
   std::int64_t ldx = 0;  // a multiple of 8, as k
   int tokens = 0, k = 0;
+  NormInput norm_in;
   InputRounding rounding = InputRounding::kInt8Dynamic;
   float scale = 1.0f, zero = 0.0f;  // static; `zero` moves the codes alone: Row8Matrix::offsets
   float threshold = 0.0f;           // kOutlierSplit; 0: no outliers

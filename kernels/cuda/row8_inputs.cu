@@ -13,13 +13,23 @@ constexpr int kMostThreads = 1024;
 constexpr int kHeld = 4;  // vectors of 8 inputs a thread keeps between the absmax and the codes
 static_assert(kHeld * 8 * kMostThreads >= kMostRow8Columns);
 
-// Largest of the block, to every thread. scratch u32[32].
-__device__ unsigned BlockMax(unsigned v, unsigned* scratch) {
+// The largest `v` and the sum of `add` of the block, to every thread. scratch u32[64].
+__device__ unsigned BlockMaxAndSum(unsigned v, float* add, unsigned* scratch) {
+  const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  const auto sum_up = [](float sum) {
+#pragma unroll
+    for (int delta = 16; delta > 0; delta /= 2) sum += __shfl_xor_sync(~0u, sum, delta);
+    return sum;
+  };
   v = __reduce_max_sync(~0u, v);
-  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
+  *add = sum_up(*add);
+  if (lane == 0) {
+    scratch[threadIdx.x / 32] = v;
+    scratch[32 + threadIdx.x / 32] = __float_as_uint(*add);
+  }
   __syncthreads();
-  v = threadIdx.x % 32 < blockDim.x / 32 ? scratch[threadIdx.x % 32] : 0;
-  return __reduce_max_sync(~0u, v);
+  *add = sum_up(lane < warps ? __uint_as_float(scratch[32 + lane]) : 0.0f);
+  return __reduce_max_sync(~0u, lane < warps ? scratch[lane] : 0);
 }
 
 // Sum of the block's threads before this one; `total` of all. scratch i32[32].
@@ -68,98 +78,119 @@ __device__ void ListOutliers(std::int32_t* outliers, int k, int* scratch) {
   if (threadIdx.x == 0) outliers[0] = count, outliers[1] = 0;
 }
 
-__device__ std::uint32_t ByteOf(float v) {  // of an integer in [-128, 127]; NaN: 0
-  return static_cast<std::uint32_t>(__float2int_rn(v)) & 0xff;
+enum class ByteCodes : std::uint8_t { kInt8, kE4m3, kSplit };
+
+// The low bytes of four integers.
+__device__ std::uint32_t PackBytes(unsigned a, unsigned b, unsigned c, unsigned d) {
+  return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
 }
 
 // A block a token.
-template <typename T>
+template <typename T, ByteCodes kCodes>
 __global__ void __launch_bounds__(kMostThreads) QuantizeKernel(QuantizeArgs a) {
-  __shared__ unsigned scratch[32];
+  constexpr bool kSplit = kCodes == ByteCodes::kSplit;
+  using Held = std::conditional_t<kSplit, half, T>;  // LLM.int8() sees inputs as halves
+  __shared__ unsigned scratch[64];
   ptx::LaunchDependents();
   ptx::WaitForPrerequisites();
-  const bool split = a.rounding == InputRounding::kOutlierSplit;
-  const float threshold = split && a.threshold > 0.0f ? a.threshold : INFINITY;
+  const float threshold = kSplit && a.threshold > 0.0f ? a.threshold : INFINITY;
   const auto* x = reinterpret_cast<const uint4*>(static_cast<const T*>(a.x) + blockIdx.x * a.ldx);
   const int vectors = a.k / 8;
 
-  uint4 held[kHeld];
+  std::uint32_t held[kHeld][4];
   unsigned absmax = 0;  // as bits: NaN is the largest
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
     const int vector = i * blockDim.x + threadIdx.x;
     if (vector >= vectors) break;
-    held[i] = x[vector];
-    const std::uint32_t words[4] = {held[i].x, held[i].y, held[i].z, held[i].w};
+    const uint4 eight = x[vector];
+    held[i][0] = eight.x, held[i][1] = eight.y, held[i][2] = eight.z, held[i][3] = eight.w;
     unsigned marks = 0;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float2 two = UnpackPair<T>(words[j / 2]);
-      float v = fabsf(j % 2 == 0 ? two.x : two.y);
-      if (split) v = __half2float(__float2half_rn(v));
-      if (v >= threshold) {
-        marks |= 1u << j;
+    for (int j = 0; j < 4; ++j) {
+      float2 two = UnpackPair<T>(held[i][j]);
+      if constexpr (!std::is_same_v<Held, T>) {
+        held[i][j] = PackPair<Held>(two.x, two.y);
+        two = UnpackPair<Held>(held[i][j]);
+      }
+      const float low = fabsf(two.x), high = fabsf(two.y);
+      if (kSplit && low >= threshold) {
+        marks |= 1u << 2 * j;
       } else {
-        absmax = max(absmax, __float_as_uint(v));
+        absmax = max(absmax, __float_as_uint(low));
+      }
+      if (kSplit && high >= threshold) {
+        marks |= 2u << 2 * j;
+      } else {
+        absmax = max(absmax, __float_as_uint(high));
       }
     }
-    if (marks != 0 && a.out.outliers != nullptr) {
+    if (kSplit && marks != 0) {
       atomicOr(reinterpret_cast<unsigned*>(a.out.outliers) + 2 + vector / 4,
                marks << (vector % 4 * 8));
     }
   }
-  absmax = BlockMax(absmax, scratch);
+  float squares = 0.0f;
+  if (a.norm_in.square_sums != nullptr) {
+    const float* sums = a.norm_in.square_sums + std::int64_t{blockIdx.x} * a.norm_in.count;
+    for (int i = threadIdx.x; i < a.norm_in.count; i += blockDim.x) squares += sums[i];
+  }
+  absmax = BlockMaxAndSum(absmax, &squares, scratch);
   const float largest = __uint_as_float(absmax);
+  const float rstd =
+      a.norm_in.square_sums == nullptr ? 1.0f : rsqrtf(squares / a.norm_in.dim + a.norm_in.eps);
 
-  float scale = a.scale, inverse = 0.0f;  // x = scale * code
-  switch (a.rounding) {
-    case InputRounding::kInt8Dynamic: scale = largest > 0.0f ? largest / 127.5f : 1.0f; break;
-    case InputRounding::kE4m3Dynamic:
-      scale = largest > 0.0f ? largest * (1.0f / 448.0f) : 1.0f;
-      break;
-    case InputRounding::kOutlierSplit:
-      scale = largest * (1.0f / 127.0f);
-      inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
-      break;
-    default: break;
+  const bool fixed =
+      a.rounding == InputRounding::kInt8Static || a.rounding == InputRounding::kE4m3Static;
+  constexpr float kMost = kSplit ? 127.0f : kCodes == ByteCodes::kInt8 ? 127.5f : 448.0f;
+  float scale = a.scale, inverse = rstd / a.scale;  // of a code; of an input
+  if (!fixed) {                                     // the largest input becomes code kMost
+    inverse = largest > 0.0f ? kMost / largest : 0.0f;
+    scale = largest > 0.0f ? largest * rstd / kMost : 1.0f;
   }
   if (threadIdx.x == 0) a.out.scales[blockIdx.x] = isnan(largest) ? largest : scale;
 
   auto* codes = reinterpret_cast<uint2*>(a.out.codes + std::int64_t{blockIdx.x} * a.k);
-  const bool bytes =
-      a.rounding == InputRounding::kE4m3Dynamic || a.rounding == InputRounding::kE4m3Static;
+  const float least = -128.0f - a.zero, most = 127.0f - a.zero;
+  const int zero = static_cast<int>(a.zero);
+  const auto code = [&](float v) -> unsigned {  // in the low byte; any for NaN
+    if (kSplit && fabsf(v) >= threshold) return 0;
+    // Beside 1.5 * 2^23 a number is rounded to an integer, which are the low bits.
+    return __float_as_uint(fminf(fmaxf(v * inverse, least), most) + 12582912.0f) + zero;
+  };
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
     const int vector = i * blockDim.x + threadIdx.x;
     if (vector >= vectors) break;
-    const std::uint32_t words[4] = {held[i].x, held[i].y, held[i].z, held[i].w};
-    std::uint32_t out[2] = {};
+    std::uint32_t out[2];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float2 v = UnpackPair<T>(words[j]);
-      std::uint32_t pair;
-      if (bytes) {
-        pair = __nv_cvt_float2_to_fp8x2(make_float2(v.x / scale, v.y / scale), __NV_SATFINITE,
-                                        __NV_E4M3);
-      } else if (split) {
-        const auto code = [&](float u) {
-          u = __half2float(__float2half_rn(u));
-          return fabsf(u) >= threshold ? 0u : ByteOf(rintf(u * inverse));
+    for (int j = 0; j < 2; ++j) {
+      const float2 v = UnpackPair<Held>(held[i][2 * j]), w = UnpackPair<Held>(held[i][2 * j + 1]);
+      if constexpr (kCodes == ByteCodes::kE4m3) {
+        const auto pair = [&](float2 u) -> std::uint32_t {
+          return __nv_cvt_float2_to_fp8x2(make_float2(u.x * inverse, u.y * inverse), __NV_SATFINITE,
+                                          __NV_E4M3);
         };
-        pair = code(v.x) | code(v.y) << 8;
+        out[j] = pair(v) | pair(w) << 16;
       } else {
-        const auto code = [&](float u) {
-          return ByteOf(fminf(fmaxf(rintf(u / scale) + a.zero, -128.0f), 127.0f));
-        };
-        pair = code(v.x) | code(v.y) << 8;
+        out[j] = PackBytes(code(v.x), code(v.y), code(w.x), code(w.y));
       }
-      out[j / 2] |= pair << (j % 2 * 16);
     }
     codes[vector] = make_uint2(out[0], out[1]);
   }
-  if (split && a.out.outliers != nullptr) {
-    ListOutliers(a.out.outliers, a.k, reinterpret_cast<int*>(scratch));
+  if constexpr (kSplit) {
+    if (a.out.outliers != nullptr)
+      ListOutliers(a.out.outliers, a.k, reinterpret_cast<int*>(scratch));
   }
+}
+
+template <typename T>
+cudaError_t LaunchQuantize(const QuantizeArgs& args, int threads, LaunchOptions options) {
+  auto kernel = QuantizeKernel<T, ByteCodes::kInt8>;
+  if (args.rounding == InputRounding::kOutlierSplit) kernel = QuantizeKernel<T, ByteCodes::kSplit>;
+  if (args.rounding == InputRounding::kE4m3Dynamic || args.rounding == InputRounding::kE4m3Static)
+    kernel = QuantizeKernel<T, ByteCodes::kE4m3>;
+  return Launch(kernel, args.tokens, threads, 0, options, args);
 }
 
 }  // namespace
@@ -171,13 +202,16 @@ cudaError_t QuantizeRows(const QuantizeArgs& args, LaunchOptions options) {
       args.ldx % 8 != 0 || reinterpret_cast<std::uintptr_t>(args.x) % 16 != 0 ||
       reinterpret_cast<std::uintptr_t>(args.out.codes) % 16 != 0 || args.x == nullptr ||
       args.out.codes == nullptr || args.out.scales == nullptr ||
-      args.rounding == InputRounding::kNone || (split && args.out.outliers == nullptr)) {
+      args.rounding == InputRounding::kNone ||
+      (args.rounding == InputRounding::kOutlierSplit && args.norm_in.square_sums != nullptr) ||
+      (split && args.out.outliers == nullptr)) {
     return cudaErrorInvalidValue;
   }
-  const int threads = std::clamp((args.k / 8 + 31) / 32 * 32, 32, kMostThreads);
-  return ByDType(args.dtype, [&]<typename T>() {
-    return Launch(QuantizeKernel<T>, args.tokens, threads, 0, options, args);
-  });
+  // Few tokens: as many threads as there are vectors; many: blocks small enough to overlap.
+  const int vectors = args.tokens <= 64 ? args.k / 8 : (args.k / 8 + kHeld - 1) / kHeld;
+  const int threads = std::clamp((vectors + 31) / 32 * 32, 32, kMostThreads);
+  return ByDType(args.dtype,
+                 [&]<typename T>() { return LaunchQuantize<T>(args, threads, options); });
 }
 
 }  // namespace nibble::cuda

@@ -29,8 +29,13 @@ bool AllowsVectors(const ProductArgs& a) {
   return Aligned(a.residual) && Aligned(a.norm_out.normed);
 }
 
-Row8Plan Complete(Row8Plan plan, int m) {
-  if (plan.tokens == 0) plan.tokens = m <= 16 ? 16 : m <= 32 ? 32 : m <= 64 ? 64 : 128;
+// Measured on an H200 (tests/bench/results/cuda_h200.md): tiles that hold all tokens, up to 128; of
+// small matrices half as many, for more tiles.
+Row8Plan Complete(Row8Plan plan, int m, std::int64_t weights) {
+  if (plan.tokens == 0) {
+    plan.tokens = m <= 16 ? 16 : m <= 32 ? 32 : m <= 64 ? 64 : 128;
+    if (m > 32 && m <= 256 && weights <= 1 << 24) plan.tokens /= 2;
+  }
   const int most =
       (kSharedLimit - kRow8StagedBytes - 1024) / Row8StageBytes(plan.tokens);  // 1024: barriers
   plan.stages = plan.stages == 0 ? most : std::min(plan.stages, most);
@@ -44,7 +49,7 @@ cudaError_t Row8Product(const Row8ProductArgs& args, const ProductScratch& scrat
   const ProductArgs& a = args.product;
   if (a.m == 0) return cudaSuccess;
   if (!Valid(args)) return cudaErrorInvalidValue;
-  plan = Complete(plan, a.m);
+  plan = Complete(plan, a.m, a.w.shape.n * a.w.shape.k);
   const Row8Launcher launcher = args.w.code == DType::kI8 ? FindRow8Int8(a.dtype, plan.tokens)
                                                           : FindRow8E4m3(a.dtype, plan.tokens);
   if (launcher == nullptr || plan.stages < 2) return cudaErrorInvalidValue;
@@ -91,7 +96,7 @@ cudaError_t Row8Product(const Row8ProductArgs& args, const ProductScratch& scrat
   launch.blocks = std::min(workers, items);
   if (scratch.flags != nullptr && scratch.weights != nullptr &&
       args.scratch_bytes >= std::int64_t{4} * kRow8Rows * plan.tokens * workers) {
-    p.partials = static_cast<float*>(scratch.weights);
+    p.partials = scratch.weights;
     p.flags = scratch.flags;
     launch.blocks = workers;
     const int left = items % workers;

@@ -32,6 +32,7 @@ struct Row8Params {
   int row_items, token_items;  // tiles of the output
   int shared_tiles;            // of them, cut evenly among all workers
   int stages;
+  bool late;           // the next kernel may start when all copies are on their way
   bool stream_once;    // nobody reads these weights again
   bool vector;         // rows of the output allow 16-byte accesses
   const void* inputs;  // with outliers: T[m, k] before rounding, ld_inputs apart
@@ -45,7 +46,7 @@ struct Row8Params {
   std::int64_t ldo;
   float* residual;
   NormOutput norm_out;
-  float* partials;       // a worker's part of a tile that another finishes, 128 x kTokens f32 each
+  void* partials;  // a worker's part of a tile that another finishes, 128 x kTokens words each
   std::uint32_t* flags;  // that it is there; 0 before and after the kernel
 };
 
@@ -87,76 +88,78 @@ struct Row8Cursor {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
+// Sums of int8 travel as integers, so that they stay exact.
+template <typename Sum>
+using FourOf = std::conditional_t<std::is_same_v<Sum, float>, float4, int4>;
+
 // Consumers only, as all that follows. Sums of a lane are as wgmma.cuh has them.
 __device__ __forceinline__ void Row8Barrier() { ptx::NamedBarrier(1, 32 * kRow8Warps); }
 
 // Hands this worker's sums to the one that finishes the tile.
-template <int kTokens>
-__device__ __forceinline__ void GiveRow8Sums(const Row8Params& p, const float (&acc)[kTokens / 2]) {
-  float4* to = reinterpret_cast<float4*>(p.partials) +
-               static_cast<std::int64_t>(blockIdx.x) * (kRow8Rows * kTokens / 4) + threadIdx.x;
+template <int kTokens, typename Sum>
+__device__ __forceinline__ void GiveRow8Sums(const Row8Params& p, const Sum (&acc)[kTokens / 2]) {
+  auto* to = static_cast<FourOf<Sum>*>(p.partials) +
+             static_cast<std::int64_t>(blockIdx.x) * (kRow8Rows * kTokens / 4) + threadIdx.x;
 #pragma unroll
   for (int i = 0; i < kTokens / 8; ++i) {
     __stcg(to + i * 32 * kRow8Warps,
-           make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]));
+           FourOf<Sum>{acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]});
   }
-  __threadfence();
-  Row8Barrier();
+  Row8Barrier();  // what the block wrote before it is released with the flag
   if (threadIdx.x == 0) ptx::StoreRelease(p.flags + blockIdx.x, 1);
 }
 
 // Adds what the workers after this one have of the tile, whose first unit not summed here is
 // `unit_end`. They came to it before anything else, so it is there or soon will be.
-template <int kTokens>
+template <int kTokens, typename Sum>
 __device__ __forceinline__ void TakeRow8Sums(const Row8Params& p, int unit_end,
-                                             float (&acc)[kTokens / 2]) {
+                                             Sum (&acc)[kTokens / 2]) {
   using Cursor = Row8Cursor<kTokens>;
   const int tile_end = Cursor::SharedBegin(p, blockIdx.x + 1) + p.units - unit_end;
-  for (int worker = blockIdx.x + 1; Cursor::SharedBegin(p, worker) < tile_end; ++worker) {
-    if (Cursor::SharedBegin(p, worker) == Cursor::SharedBegin(p, worker + 1)) continue;
-    if (threadIdx.x == 0) {
-      while (ptx::LoadAcquire(p.flags + worker) == 0) {
-      }
-      p.flags[worker] = 0;
+  const auto gives = [&](int worker) {
+    return Cursor::SharedBegin(p, worker) < Cursor::SharedBegin(p, worker + 1);
+  };
+  int last = blockIdx.x + 1;
+  while (Cursor::SharedBegin(p, last) < tile_end) ++last;
+  // All of them are waited for at once, a thread each.
+  const int mine = blockIdx.x + 1 + threadIdx.x;
+  if (mine < last && gives(mine)) {
+    while (ptx::LoadAcquire(p.flags + mine) == 0) {
     }
-    Row8Barrier();
-    const float4* from = reinterpret_cast<const float4*>(p.partials) +
-                         static_cast<std::int64_t>(worker) * (kRow8Rows * kTokens / 4) +
-                         threadIdx.x;
+    p.flags[mine] = 0;
+  }
+  Row8Barrier();
+#pragma unroll(kTokens <= 32 ? 4 : 1)
+  for (int worker = blockIdx.x + 1; worker < last; ++worker) {
+    if (!gives(worker)) continue;
+    const auto* from = static_cast<const FourOf<Sum>*>(p.partials) +
+                       static_cast<std::int64_t>(worker) * (kRow8Rows * kTokens / 4) + threadIdx.x;
 #pragma unroll
     for (int i = 0; i < kTokens / 8; ++i) {
-      const float4 four = __ldcg(from + i * 32 * kRow8Warps);
+      const FourOf<Sum> four = __ldcg(from + i * 32 * kRow8Warps);
       acc[4 * i] += four.x, acc[4 * i + 1] += four.y;
       acc[4 * i + 2] += four.z, acc[4 * i + 3] += four.w;
     }
   }
 }
 
-// acc[row, token] += code[row, column] * input[token, column] over the outliers, in 16-bit
-// products: codes and halves are exact. `row`: of this warp. staged: kRow8StagedBytes.
+__device__ __forceinline__ int OutlierColumn(const Row8Params& p, int count, int index) {
+  return index < count ? p.outliers[2 + OutlierMarks(p.k) + index] : -1;
+}
+
+// acc[row, token] += code[row, column] * input[token, column] over `count` outliers' columns, in
+// 16-bit products: codes and halves are exact. `row`: of this warp; `column`: this lane's of the
+// first kOutlierChunk, or -1. staged: kRow8StagedBytes.
 template <typename T, int kTokens>
-__device__ __forceinline__ void AddOutliers(const Row8Params& p, half* staged, int row, int token0,
+__device__ __forceinline__ void AddOutliers(const Row8Params& p, half* staged, int count,
+                                            int column, int row, int token0,
                                             float (&acc)[kTokens / 2]) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int count = p.outliers[0];
-  const std::int32_t* columns = p.outliers + 2 + OutlierMarks(p.k);
   for (int begin = 0; begin < count; begin += kOutlierChunk) {
-    Row8Barrier();
-    const int column = begin + lane < count ? columns[begin + lane] : -1;
-#pragma unroll 4
-    for (int i = threadIdx.x / 32; i < kTokens; i += kRow8Warps) {
-      half v = __float2half_rn(0.0f);
-      if (column >= 0 && token0 + i < p.m) {
-        v = __float2half_rn(
-            ToFloat(static_cast<const T*>(p.inputs)[(token0 + i) * p.ld_inputs + column]));
-        if (fabsf(__half2float(v)) < p.threshold) v = __float2half_rn(0.0f);
-      }
-      staged[i * kOutlierStride + lane] = v;
-    }
-    Row8Barrier();
+    if (begin > 0) column = OutlierColumn(p, count, begin + lane);
+    std::uint32_t a[kOutlierChunk / 16][4];
 #pragma unroll
     for (int step = 0; step < kOutlierChunk / 16; ++step) {
-      std::uint32_t a[4];
 #pragma unroll
       for (int pair = 0; pair < 4; ++pair) {
         float v[2] = {};
@@ -168,13 +171,30 @@ __device__ __forceinline__ void AddOutliers(const Row8Params& p, half* staged, i
             v[i] = static_cast<std::int8_t>(p.codes[static_cast<std::int64_t>(r) * p.k + from]);
           }
         }
-        a[pair] = PackPair<half>(v[0], v[1]);
+        a[step][pair] = PackPair<half>(v[0], v[1]);
       }
+    }
+    Row8Barrier();
+#pragma unroll
+    for (int i = 0; i < kTokens / kRow8Warps; ++i) {
+      const int token = i * kRow8Warps + threadIdx.x / 32;
+      half v = __float2half_rn(0.0f);
+      if (column >= 0 && token0 + token < p.m) {
+        v = __float2half_rn(
+            ToFloat(static_cast<const T*>(p.inputs)[(token0 + token) * p.ld_inputs + column]));
+        if (fabsf(__half2float(v)) < p.threshold) v = __float2half_rn(0.0f);
+      }
+      staged[token * kOutlierStride + lane] = v;
+    }
+    Row8Barrier();
+#pragma unroll
+    for (int step = 0; step < kOutlierChunk / 16; ++step) {
+      if (begin + step * 16 >= count) break;
 #pragma unroll
       for (int j = 0; j < kTokens / 8; ++j) {
         const half* b = staged + (j * 8 + g) * kOutlierStride + step * 16 + 2 * t;
         float d[4] = {acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]};
-        ptx::Mma<half>(d, a, *reinterpret_cast<const std::uint32_t*>(b),
+        ptx::Mma<half>(d, a[step], *reinterpret_cast<const std::uint32_t*>(b),
                        *reinterpret_cast<const std::uint32_t*>(b + 8));
 #pragma unroll
         for (int i = 0; i < 4; ++i) acc[4 * j + i] = d[i];
@@ -343,6 +363,8 @@ __global__ void __launch_bounds__(kRow8Threads, kTokens <= 32 ? 2 : 1)
   const auto release = [&](int stage) {
     if (lane == 0) ptx::BarrierArrive(empty + stage * 8);
   };
+  const int outliers = kInt8 && p.outliers != nullptr ? p.outliers[0] : 0;
+  const int outlier_column = outliers > 0 ? OutlierColumn(p, outliers, lane) : -1;
   int stage = 0, parity = 0;
   while (at.Next(p)) {
     const int first_unit = at.unit, token0 = at.token;
@@ -380,16 +402,24 @@ __global__ void __launch_bounds__(kRow8Threads, kTokens <= 32 ? 2 : 1)
       ptx::WgmmaWait<0>();
       ptx::PinRegisters(d);
       release(previous);
-#pragma unroll
-      for (int i = 0; i < kTokens / 2; ++i) acc[i] = static_cast<float>(d[i]);
     }
 
     // ---- Sums of a split tile ----
-    if (first_unit != 0) {
-      GiveRow8Sums<kTokens>(p, acc);
-      continue;
+    const auto whole = [&](auto& sums) {  // whether this worker finishes it
+      if (first_unit != 0) {
+        GiveRow8Sums<kTokens>(p, sums);
+        return false;
+      }
+      if (at.unit_end < p.units) TakeRow8Sums<kTokens>(p, at.unit_end, sums);
+      return true;
+    };
+    if constexpr (kInt8) {
+      if (!whole(d)) continue;
+#pragma unroll
+      for (int i = 0; i < kTokens / 2; ++i) acc[i] = static_cast<float>(d[i]);
+    } else {
+      if (!whole(acc)) continue;
     }
-    if (at.unit_end < p.units) TakeRow8Sums<kTokens>(p, at.unit_end, acc);
 
     // ---- Scales of tokens, outliers, scales of rows ----
 #pragma unroll
@@ -399,8 +429,9 @@ __global__ void __launch_bounds__(kRow8Threads, kTokens <= 32 ? 2 : 1)
     }
     char* staged = shared + staged_offset;
     if constexpr (kInt8) {
-      if (p.outliers != nullptr) {
-        AddOutliers<T, kTokens>(p, reinterpret_cast<half*>(staged), row - g, token0, acc);
+      if (outliers > 0) {
+        AddOutliers<T, kTokens>(p, reinterpret_cast<half*>(staged), outliers, outlier_column,
+                                row - g, token0, acc);
         Row8Barrier();
       }
     }
