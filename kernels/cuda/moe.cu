@@ -9,52 +9,66 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// A warp a token: its top_k experts and their weights.
-__global__ void __launch_bounds__(32) ChooseKernel(const float* logits, ExpertRoutes routes,
-                                                   int experts, int top_k, bool renormalize) {
-  __shared__ float p[kMostExperts];
-  ptx::LaunchDependents();
-  ptx::WaitForPrerequisites();
-  const int lane = threadIdx.x;
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * experts;
-  float max = -INFINITY, sum = 0.0f;
-  for (int e = lane; e < experts; e += 32) max = fmaxf(max, logits[row + e]);
+// A warp: the top_k experts of a token and their weights.
+__device__ void Choose(const float* logits, const ExpertRoutes& routes, int token, int experts,
+                       int top_k, bool renormalize) {
+  constexpr int kEach = kMostExperts / 32;
+  const int lane = threadIdx.x % 32;
+  logits += static_cast<std::int64_t>(token) * experts;
+  float p[kEach], max = -INFINITY, sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int expert = i * 32 + lane;
+    p[i] = expert < experts ? __ldcg(logits + expert) : -INFINITY;
+    max = fmaxf(max, p[i]);
+  }
 #pragma unroll
   for (int delta = 16; delta > 0; delta /= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, delta));
-  for (int e = lane; e < experts; e += 32) {
-    p[e] = expf(logits[row + e] - max);
-    sum += p[e];
+  // As integers numbers >= 0 keep their order, with NaN, which must show, above all; 0: no more.
+  unsigned left[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const bool exists = i * 32 + lane < experts;
+    p[i] = exists ? expf(p[i] - max) : 0.0f;
+    sum += p[i];
+    left[i] = exists ? (__float_as_uint(p[i]) & 0x7fffffffu) + 1 : 0;
   }
 #pragma unroll
   for (int delta = 16; delta > 0; delta /= 2) sum += __shfl_xor_sync(~0u, sum, delta);
-  __syncwarp();
   float chosen = 0.0f;
-  const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * top_k;
+  const std::int64_t at = static_cast<std::int64_t>(token) * top_k;
   for (int rank = 0; rank < top_k; ++rank) {
-    float best = -2.0f;
-    int id = experts;
-    for (int e = lane; e < experts; e += 32) {
-      if (!(p[e] <= best)) best = p[e], id = e;  // NaN wins: it must show
-    }
+    unsigned best = 0, id = kMostExperts;
 #pragma unroll
-    for (int delta = 16; delta > 0; delta /= 2) {
-      const float other = __shfl_xor_sync(~0u, best, delta);
-      const int other_id = __shfl_xor_sync(~0u, id, delta);
-      if (other > best || (other == best && other_id < id)) best = other, id = other_id;
+    for (int i = 0; i < kEach; ++i) best = ::max(best, left[i]);
+    best = __reduce_max_sync(~0u, best);
+#pragma unroll
+    for (int i = kEach - 1; i >= 0; --i) {  // the smaller id of equals
+      if (left[i] == best) id = i * 32 + lane;
     }
-    id = min(__shfl_sync(~0u, id, 0), experts - 1);  // NaN may leave the lanes of two minds
-    const float weight = p[id] / sum;
+    id = __reduce_min_sync(~0u, id);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      if (id == i * 32 + lane) left[i] = 0;
+    }
+    const float weight = __uint_as_float(best - 1) / sum;
     chosen += weight;
-    __syncwarp();
     if (lane == 0) {
-      routes.chosen[at + rank] = id;
+      routes.chosen[at + rank] = static_cast<std::int32_t>(id);
       routes.weights[at + rank] = weight;
-      p[id] = -1.0f;
     }
-    __syncwarp();
   }
+  __syncwarp();
   if (!renormalize) return;
   for (int rank = lane; rank < top_k; rank += 32) routes.weights[at + rank] /= chosen;
+}
+
+// A warp a token.
+__global__ void __launch_bounds__(32) ChooseKernel(const float* logits, ExpertRoutes routes,
+                                                   int experts, int top_k, bool renormalize) {
+  ptx::LaunchDependents();
+  ptx::WaitForPrerequisites();
+  Choose(logits, routes, blockIdx.x, experts, top_k, renormalize);
 }
 
 // A block an expert: how many pairs go to smaller ones, then its own pairs in order.
@@ -89,6 +103,124 @@ __global__ void __launch_bounds__(kThreads) SortKernel(ExpertRoutes routes, int 
   if (expert == static_cast<int>(gridDim.x) - 1 && threadIdx.x == 0) {
     routes.offsets[expert + 1] = next;
   }
+}
+
+// ---- Few tokens: the router's product, the choice and the sorting in one kernel ----
+
+constexpr int kRouteTokens = 4;  // of a block, each warp with an expert of its own
+static_assert(kFewTokens / kRouteTokens + 1 == kRouteCounters);
+
+// Whether this is the last of `blocks` blocks to come here; if so it sees what all have written.
+__device__ bool LastToCome(std::uint32_t* counter, unsigned blocks) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(counter, 1) == blocks - 1;
+    if (last) *counter = 0;
+  }
+  __syncthreads();
+  if (last) __threadfence();
+  return last;
+}
+
+// What SortKernel does, by one block. counts: i32[experts] in shared memory.
+__device__ void SortFew(const ExpertRoutes& routes, std::int32_t* counts, int experts, int pairs,
+                        int top_k) {
+  const int lane = threadIdx.x % 32;
+  for (int e = threadIdx.x; e < experts; e += kThreads) counts[e] = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < pairs; i += kThreads)
+    atomicAdd(counts + __ldcg(routes.chosen + i), 1);
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  int before = 0;
+  for (int base = 0; base < experts; base += 32) {
+    const int expert = base + lane, own = expert < experts ? counts[expert] : 0;
+    int sum = own;
+#pragma unroll
+    for (int delta = 1; delta < 32; delta *= 2) {
+      const int lower = __shfl_up_sync(~0u, sum, delta);
+      if (lane >= delta) sum += lower;
+    }
+    if (expert < experts) counts[expert] = routes.offsets[expert] = before + sum - own;
+    before += __shfl_sync(~0u, sum, 31);
+  }
+  if (lane == 0) routes.offsets[experts] = before;
+  __syncwarp();
+  for (int base = 0; base < pairs; base += 32) {  // counts: where an expert's next row goes
+    const int i = base + lane, expert = i < pairs ? __ldcg(routes.chosen + i) : -1;
+    const unsigned same = __match_any_sync(~0u, expert);
+    const int rank = __popc(same & ((1u << lane) - 1));
+    if (expert >= 0) {
+      const int row = counts[expert] + rank;
+      routes.rows[i] = row;
+      routes.tokens[row] = i / top_k;
+    }
+    __syncwarp();
+    if (expert >= 0 && rank == 0) counts[expert] += __popc(same);
+    __syncwarp();
+  }
+}
+
+// grid (8 experts, kRouteTokens tokens).
+template <typename T>
+__global__ void __launch_bounds__(kThreads) RouteKernel(RouteArgs a) {
+  constexpr int kHeld = 8;  // vectors of 8 weights a lane, on their way before the wait
+  __shared__ std::int32_t counts[kMostExperts];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int expert = blockIdx.x * (kThreads / 32) + warp, token0 = blockIdx.y * kRouteTokens;
+  const int vectors = expert < a.experts ? a.k / 8 : 0;
+  ptx::LaunchDependents();
+  const auto* w = reinterpret_cast<const uint4*>(static_cast<const T*>(a.router) +
+                                                 static_cast<std::int64_t>(expert) * a.k);
+  uint4 held[kHeld];
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    if (i * 32 + lane < vectors) held[i] = w[i * 32 + lane];
+  }
+  ptx::WaitForPrerequisites();
+  float sums[kRouteTokens] = {};
+  for (int base = 0; base < vectors; base += 32 * kHeld) {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const int at = base + i * 32 + lane;
+      if (at >= vectors) break;
+      const uint4 eight = base == 0 ? held[i] : w[at];
+      const std::uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+      for (int j = 0; j < kRouteTokens; ++j) {
+        const int token = min(token0 + j, a.tokens - 1);
+        const uint4 x =
+            reinterpret_cast<const uint4*>(static_cast<const T*>(a.x) + token * a.ldx)[at];
+        const std::uint32_t x_words[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+        for (int v = 0; v < 4; ++v) {
+          const float2 two = UnpackPair<T>(words[v]), by = UnpackPair<T>(x_words[v]);
+          sums[j] = fmaf(two.x, by.x, fmaf(two.y, by.y, sums[j]));
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kRouteTokens; ++j) {
+#pragma unroll
+    for (int delta = 16; delta > 0; delta /= 2) sums[j] += __shfl_xor_sync(~0u, sums[j], delta);
+    if (lane == 0 && vectors > 0 && token0 + j < a.tokens) {
+      a.logits[static_cast<std::int64_t>(token0 + j) * a.experts + expert] = sums[j];
+    }
+  }
+  if (!LastToCome(a.counters + 1 + blockIdx.y, gridDim.x)) return;
+  if (warp < kRouteTokens && token0 + warp < a.tokens) {
+    Choose(a.logits, a.routes, token0 + warp, a.experts, a.top_k, a.renormalize);
+  }
+  if (gridDim.y > 1) {
+    if (!LastToCome(a.counters, gridDim.y)) return;
+  } else {
+    __threadfence_block();
+    __syncthreads();
+  }
+  SortFew(a.routes, counts, a.experts, a.tokens * a.top_k, a.top_k);
 }
 
 // grid (token, 8 * kThreads columns): 8 columns a thread.
@@ -134,6 +266,19 @@ cudaError_t SortByExpert(const float* logits, const ExpertRoutes& routes, int to
   if (error != cudaSuccess) return error;
   return Launch(SortKernel, experts, kThreads, 0, {options.stream, true}, routes, tokens * top_k,
                 top_k);
+}
+
+cudaError_t RouteTokens(const RouteArgs& a, LaunchOptions options) {
+  if (a.tokens == 0) return cudaSuccess;
+  if (a.tokens < 0 || a.tokens > kFewTokens || a.experts < 1 || a.experts > kMostExperts ||
+      a.top_k < 1 || a.top_k > a.experts || a.k % 8 != 0 || a.ldx % 8 != 0 ||
+      a.counters == nullptr || reinterpret_cast<std::uintptr_t>(a.x) % 16 != 0 ||
+      reinterpret_cast<std::uintptr_t>(a.router) % 16 != 0) {
+    return cudaErrorInvalidValue;
+  }
+  const dim3 grid((a.experts + 7) / 8, (a.tokens + kRouteTokens - 1) / kRouteTokens);
+  return ByDType(
+      a.dtype, [&]<typename T>() { return Launch(RouteKernel<T>, grid, kThreads, 0, options, a); });
 }
 
 cudaError_t CombineExperts(DType dtype, float* sum, const void* y, const ExpertRoutes& routes,

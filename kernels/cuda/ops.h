@@ -175,6 +175,7 @@ cudaError_t CombineExperts(DType dtype, float* sum, const void* y, const ExpertR
 
 // Few tokens: three kernels are the whole mixture. Their routes are SortByExpert's.
 inline constexpr int kFewTokens = 64;
+inline constexpr int kFewRanks = 16;  // most top_k
 inline constexpr int kRouteCounters = 1 + kFewTokens / 4;
 
 // The router's product and SortByExpert of at most kFewTokens tokens.

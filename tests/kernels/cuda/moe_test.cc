@@ -155,6 +155,123 @@ void TestCombine(Counter& counter, DType dtype, bool add, std::mt19937& rng) {
   counter.Near(std::string("combine") + (add ? " and add" : ""), sum.Host(), expected, 1e-5);
 }
 
+// The router's product and all that follows in one kernel, several times over.
+void TestRouteTokens(Counter& counter, DType dtype, int tokens, int experts, int top_k, int k,
+                     std::mt19937& rng) {
+  const std::int64_t ldx = k + 16;
+  const std::vector<std::uint16_t> x = RandomHalves(tokens * ldx, dtype, rng),
+                                   router = RandomHalves(experts * k, dtype, rng, 0.05f);
+  std::vector<float> rows;
+  for (int t = 0; t < tokens; ++t) {
+    for (int i = 0; i < k; ++i) rows.push_back(Decode(x[t * ldx + i], dtype));
+  }
+  const DeviceArray<std::uint16_t> d_x(x), d_router(router);
+  const DeviceArray<float> logits(tokens * experts);
+  const DeviceArray<std::uint32_t> counters(std::vector<std::uint32_t>(kRouteCounters, 0));
+  const std::string name = "router of " + std::to_string(tokens) + " tokens, " +
+                           std::to_string(top_k) + " of " + std::to_string(experts);
+  for (bool renormalize : {true, false}) {
+    const Routes routes(tokens, experts, top_k), expected(tokens, experts, top_k);
+    RouteArgs args;
+    args.dtype = dtype;
+    args.x = d_x.get();
+    args.ldx = ldx;
+    args.router = d_router.get();
+    args.logits = logits.get();
+    args.routes = routes.Get();
+    args.tokens = tokens, args.k = k, args.experts = experts, args.top_k = top_k;
+    args.renormalize = renormalize;
+    args.counters = counters.get();
+    NIBBLE_CUDA_OK(RouteTokens(args, {}));
+    NIBBLE_CUDA_OK(
+        SortByExpert(logits.get(), expected.Get(), tokens, experts, top_k, renormalize, {}));
+    NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+    counter.Near(name + ": logits", logits.Host(),
+                 Reference(rows, DecodeAll(router, dtype), tokens, experts, k), 1e-5);
+    counter.True(name + ": as sorted", routes.chosen.Host() == expected.chosen.Host() &&
+                                           routes.weights.Host() == expected.weights.Host() &&
+                                           routes.offsets.Host() == expected.offsets.Host() &&
+                                           routes.tokens.Host() == expected.tokens.Host() &&
+                                           routes.rows.Host() == expected.rows.Host());
+  }
+  for (std::uint32_t word : counters.Host()) {
+    if (word != 0) counter.True(name + ": leaves its counters", false);
+  }
+}
+
+// Few tokens' products with experts, one of which most tokens want.
+void TestFewExperts(Counter& counter, const Encoding& e, DType dtype, int tokens, int k,
+                    std::mt19937& rng) {
+  constexpr int kExperts = 11, kTopK = 3, kN = 160, kHalf = kN / 2;
+  std::vector<float> logits = RandomFloats(tokens * kExperts, rng);
+  for (int t = 0; t < tokens; ++t) logits[t * kExperts + 7] += 2.0f;
+  const DeviceArray<float> d_logits(logits);
+  const Routes routes(tokens, kExperts, kTopK);
+  NIBBLE_CUDA_OK(SortByExpert(d_logits.get(), routes.Get(), tokens, kExperts, kTopK, true, {}));
+  NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+  const std::vector<std::int32_t> chosen = routes.chosen.Host(), rows = routes.rows.Host();
+  const std::vector<float> weights = routes.weights.Host();
+  // All experts as one matrix: they share a codebook.
+  const TestMatrix w =
+      RandomMatrix({kExperts * kN, k, e.kind, e.bits, e.group, e.offset}, e.file_group, false, rng);
+  const std::string name = std::string("few ") + e.name +
+                           (dtype == DType::kF16 ? " f16" : " bf16") + " k=" + std::to_string(k) +
+                           " tokens=" + std::to_string(tokens);
+  const int pairs = tokens * kTopK;
+  const double limit = dtype == DType::kF16 ? 8e-4 : 6e-3;
+  for (bool glu : {true, false}) {
+    const int x_rows = glu ? tokens : pairs, out_rows = glu ? pairs : tokens;
+    const int columns = glu ? kHalf : kN;
+    const std::vector<std::uint16_t> x = RandomHalves(x_rows * k, dtype, rng);
+    const std::vector<float> xf = DecodeAll(x, dtype);
+    std::vector<float> expected(out_rows * columns);
+    ParallelFor(pairs, [&](std::int64_t pair) {
+      const int token = static_cast<int>(pair) / kTopK;
+      const float* input = xf.data() + (glu ? token : rows[pair]) * k;
+      const float* matrix = w.values.data() + std::int64_t{chosen[pair]} * kN * k;
+      std::vector<double> y(kN);
+      for (int n = 0; n < kN; ++n) {
+        for (int i = 0; i < k; ++i) y[n] += double{input[i]} * matrix[n * k + i];
+      }
+      if (!glu) return;
+      for (int n = 0; n < kHalf; ++n) {
+        expected[rows[pair] * kHalf + n] =
+            static_cast<float>(y[n] / (1 + std::exp(-y[n])) * y[n + kHalf]);
+      }
+    });
+    for (int pair = 0; !glu && pair < pairs; ++pair) {
+      for (int n = 0; n < kN; ++n) {
+        double sum = 0;
+        for (int i = 0; i < k; ++i) {
+          sum += double{xf[rows[pair] * k + i]} *
+                 w.values[(std::int64_t{chosen[pair]} * kN + n) * k + i];
+        }
+        expected[pair / kTopK * kN + n] += static_cast<float>(weights[pair] * sum);
+      }
+    }
+    const DeviceArray<std::uint16_t> d_x(x), out(out_rows * columns);
+    FewExpertsArgs args;
+    args.w = w.packed;
+    args.w.shape.n = kN;
+    args.dtype = dtype;
+    args.x = d_x.get();
+    args.ldx = k;
+    args.out = out.get();
+    args.ldo = columns;
+    args.routes = routes.Get();
+    args.tokens = tokens, args.experts = kExperts, args.top_k = kTopK;
+    NIBBLE_CUDA_OK(glu ? FewExpertsGlu(args, {}) : FewExpertsSum(args, {}));
+    NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+    const std::vector<std::uint16_t> first = out.Host();
+    counter.Near(name + (glu ? " silu" : " sum"), DecodeAll(first, dtype), expected, limit);
+    for (int i = 0; i < 10; ++i) {
+      NIBBLE_CUDA_OK(glu ? FewExpertsGlu(args, {}) : FewExpertsSum(args, {}));
+      NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+      if (out.Host() != first) counter.True(name + ": the same bits again", false);
+    }
+  }
+}
+
 }  // namespace
 
 void TestMoe(Counter& counter) {
@@ -171,6 +288,19 @@ void TestMoe(Counter& counter) {
     TestGrouped(counter, e, DType::kF16, {300, 1, 129}, rng);
   }
   TestGrouped(counter, kEncodings[std::size(kEncodings) - 2], DType::kF16, {130}, rng);
+  for (DType dtype : {DType::kF16, DType::kBF16}) {
+    TestRouteTokens(counter, dtype, 1, 128, 8, 2048, rng);
+    TestRouteTokens(counter, dtype, 6, 9, 2, 96, rng);
+    TestRouteTokens(counter, dtype, kFewTokens, 300, 9, 4104, rng);
+  }
+  for (const Encoding& e : kEncodings) {
+    if (!SupportsFewExperts({160, 264, e.kind, e.bits, e.group, e.offset})) continue;
+    for (DType dtype : {DType::kF16, DType::kBF16}) {
+      TestFewExperts(counter, e, dtype, 1, 264, rng);
+      TestFewExperts(counter, e, dtype, 37, 1280, rng);
+    }
+    TestFewExperts(counter, e, DType::kBF16, kFewTokens, 768, rng);
+  }
   for (bool add : {false, true}) {
     TestCombine(counter, DType::kF16, add, rng);
     TestCombine(counter, DType::kBF16, add, rng);

@@ -1,0 +1,68 @@
+// Chooses and launches few tokens' products with experts.
+#include "kernels/cuda/moe_few.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+FewLauncher FindFew(const PackedShape& shape, DType dtype) {
+  if (shape.group < 32) return nullptr;
+  if (shape.kind == CodeKind::kCodebook) return FindFewCodebook(dtype);
+  return shape.bits == 4 ? FindFewInt4(dtype) : shape.bits == 8 ? FindFewInt8(dtype) : nullptr;
+}
+
+cudaError_t LaunchFewExperts(const FewExpertsArgs& args, bool glu, LaunchOptions options) {
+  if (args.tokens == 0) return cudaSuccess;
+  const PackedShape& shape = args.w.shape;
+  const FewLauncher launcher = FindFew(shape, args.dtype);
+  if (launcher == nullptr) return cudaErrorNotSupported;
+  const int rows = glu ? 2 * kTileRows : kTileRows;
+  if (args.tokens < 0 || args.tokens > kFewTokens || shape.n <= 0 || shape.n % rows != 0 ||
+      shape.k % 8 != 0 || args.ldx % 8 != 0 || args.x == nullptr || args.out == nullptr ||
+      reinterpret_cast<std::uintptr_t>(args.x) % 16 != 0 || args.experts < 1 ||
+      args.experts > kMostExperts || args.top_k < 1 ||
+      args.top_k > std::min(args.experts, kFewRanks)) {
+    return cudaErrorInvalidValue;
+  }
+  FewLaunch launch = {};
+  launch.glu = glu;
+  launch.options = options;
+  FewParams& p = launch.params;
+  p.blocks = args.w.blocks;
+  p.expert_bytes = shape.Bytes();
+  p.block_bytes = shape.BlockBytes();
+  p.scale_bytes = shape.TableBytes();
+  p.units = static_cast<int>(shape.Units());
+  p.tiles = static_cast<int>(shape.Tiles());
+  p.group_steps = shape.group / 16;
+  p.offset = shape.offset;
+  p.zero = static_cast<float>(shape.offset == OffsetMode::kConstant ? args.w.zero : 0);
+  p.multiplier = args.w.multiplier;
+  for (int i = 0; i < 16; ++i) p.table[i] = args.w.table[i];
+  p.x = static_cast<const char*>(args.x);
+  p.x_stride = args.ldx * 2;
+  p.k = static_cast<int>(shape.k);
+  p.out = args.out;
+  p.ldo = args.ldo;
+  p.routes = args.routes;
+  p.tokens = args.tokens;
+  p.experts = args.experts;
+  p.top_k = args.top_k;
+  p.gate = args.gate;
+  return launcher(launch);
+}
+
+}  // namespace
+
+cudaError_t FewExpertsGlu(const FewExpertsArgs& args, LaunchOptions options) {
+  return LaunchFewExperts(args, /*glu=*/true, options);
+}
+
+cudaError_t FewExpertsSum(const FewExpertsArgs& args, LaunchOptions options) {
+  return LaunchFewExperts(args, /*glu=*/false, options);
+}
+
+bool SupportsFewExperts(const PackedShape& shape) {
+  return shape.n % kTileRows == 0 && shape.k % 8 == 0 && FindFew(shape, DType::kF16) != nullptr;
+}
+
+}  // namespace nibble::cuda

@@ -1,0 +1,454 @@
+// Products with experts for few tokens, at the rate weights arrive from memory: each SM streams its
+// share of the chosen experts' blocks straight into registers, as stream_product.cuh does, while
+// the rows of up to 8 tokens wait in shared memory as operand B.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cuda/fragments.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ops.h"
+
+namespace nibble::cuda {
+
+inline constexpr int kFewRows = 8;                          // tokens of an expert at a time
+inline constexpr int kSliceStride = kUnitColumns * 2 + 16;  // bytes a row of a unit of x
+inline constexpr int kSliceBytes = kFewRows * kSliceStride;
+inline constexpr int kGluWarps = 8, kSumWarps = 16;
+inline constexpr int kFewPartialStride = 20;  // f32 a token: 16 rows, and 4 against bank conflicts
+
+struct FewParams {
+  const std::uint8_t* blocks;
+  std::int64_t expert_bytes;
+  int block_bytes, scale_bytes, units, tiles;  // of an expert
+  int group_steps;                             // k-steps a group: 2, 4 or 8
+  OffsetMode offset;
+  float zero, multiplier;
+  float table[16];
+  const char* x;          // bytes
+  std::int64_t x_stride;  // bytes
+  int k;
+  void* out;
+  std::int64_t ldo;
+  ExpertRoutes routes;
+  int tokens, experts, top_k;
+  Gate gate;
+  int item_pairs;  // FewExpertsGlu: pairs of tiles of an item
+};
+
+// One block of the packed stream in a lane's registers.
+template <typename T, CodeKind kKind, int kBits>
+struct FewBlock {
+  using Codes = CodesOf<T, kKind, kBits>;
+
+  Codes codes[2];
+  std::uint32_t scales, offsets;  // entry (group, row g) lies in lane group * 8 + g
+
+  __device__ __forceinline__ void Load(const FewParams& p, const std::uint8_t* block, int lane,
+                                       std::uint64_t policy) {
+    codes[0].Load(block, lane, policy);
+    codes[1].Load(block + Codes::kAtomBytes, lane, policy);
+    const std::uint8_t* table = block + 2 * Codes::kAtomBytes + (lane * 4 & (p.scale_bytes - 1));
+    scales = ptx::StreamLoad32(table, policy);
+    if (p.offset != OffsetMode::kConstant)
+      offsets = ptx::StreamLoad32(table + p.scale_bytes, policy);
+  }
+};
+
+// acc[tile] += x * blocks[tile]^T over a unit; x staged at shared address `slice`. The sums are of
+// codes as Codes leaves them: FewFactor undoes the exponents.
+template <typename T, CodeKind kKind, int kBits, int kTiles>
+__device__ __forceinline__ void MultiplyUnit(const FewParams& p,
+                                             const FewBlock<T, kKind, kBits> (&blocks)[kTiles],
+                                             std::uint32_t slice, std::uint32_t lane_table,
+                                             float (&acc)[kTiles][4]) {
+  using Codes = CodesOf<T, kKind, kBits>;
+  constexpr float kDown[2] = {1.0f / (1 << Codes::kExponentLow),
+                              1.0f / (1 << Codes::kExponentHigh)};
+  constexpr bool kSums = !Codes::kTable;  // a zero point or a shift needs the activations' sums
+  constexpr std::uint32_t kOne = std::is_same_v<T, half> ? 0x3c003c00u : 0x3f803f80u;
+  const int lane = threadIdx.x % 32;
+  const std::uint32_t from = slice + lane % 8 * kSliceStride + lane / 8 * 16;
+  const std::uint32_t ones[4] = {kOne, kOne, kOne, kOne};
+  float d[kTiles][4] = {}, sums[4] = {};
+#pragma unroll
+  for (int pair = 0; pair < 4; ++pair) {  // of k-steps
+    std::uint32_t b[4];
+    ptx::LoadMatrix4(b, from + pair * 64);
+#pragma unroll
+    for (int half_pair = 0; half_pair < 2; ++half_pair) {
+      const int step = 2 * pair + half_pair;
+      if constexpr (kSums) ptx::Mma<T>(sums, ones, b[2 * half_pair], b[2 * half_pair + 1]);
+#pragma unroll
+      for (int r = 0; r < kTiles; ++r) {
+        std::uint32_t a[4];
+        blocks[r].codes[step / 4].Fragment(step % 4, lane_table, a);
+        ptx::Mma<T>(d[r], a, b[2 * half_pair], b[2 * half_pair + 1]);
+      }
+    }
+    if (2 * pair + 2 < 8 && (2 * pair + 2) % p.group_steps != 0) continue;
+    // ---- A group ends: its scale and offset ----
+    const int entry = 2 * pair / p.group_steps * 8 + lane / 4;
+#pragma unroll
+    for (int r = 0; r < kTiles; ++r) {
+      const float2 two = UnpackPair<half>(__shfl_sync(~0u, blocks[r].scales, entry));
+      const float scale[2] = {two.x, two.y};
+      float offset[2] = {p.zero, p.zero};
+      if (p.offset != OffsetMode::kConstant) {
+        const float2 o = UnpackPair<half>(__shfl_sync(~0u, blocks[r].offsets, entry));
+        offset[0] = o.x, offset[1] = o.y;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {  // row g + 8 * (i / 2), token 2 t + i % 2
+        const int high = i / 2;
+        float v = d[r][i];
+        if constexpr (kSums) {
+          const float sum = sums[i % 2] * kDown[high];
+          if (p.offset == OffsetMode::kBias) {
+            v = fmaf(-Codes::kShift, sum, v);
+            acc[r][i] = fmaf(offset[high], sum, acc[r][i]);
+          } else {
+            v = fmaf(-(offset[high] + Codes::kShift), sum, v);
+          }
+        }
+        acc[r][i] = fmaf(scale[high], v, acc[r][i]);
+        d[r][i] = 0.0f;
+      }
+    }
+#pragma unroll
+    for (float& sum : sums) sum = 0.0f;
+  }
+}
+
+// What sum i of MultiplyUnit is to be multiplied by.
+template <typename T, CodeKind kKind, int kBits>
+__device__ __forceinline__ float FewFactor(const FewParams& p, int i) {
+  using Codes = CodesOf<T, kKind, kBits>;
+  return p.multiplier * (i < 2 ? 1 << Codes::kExponentLow : 1 << Codes::kExponentHigh);
+}
+
+// A unit of up to kFewRows rows of x on its way to shared memory, by one warp. row_at(r): the row's
+// first byte, or null.
+struct FewSlice {
+  uint4 chunks[4];
+
+  template <typename RowAt>
+  __device__ __forceinline__ void Load(const FewParams& p, int unit, const RowAt& row_at) {
+    const int lane = threadIdx.x % 32, column = unit * kUnitColumns + lane % 16 * 8;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const char* row = row_at(lane / 16 + 2 * i);
+      chunks[i] = make_uint4(0, 0, 0, 0);
+      if (row != nullptr && column < p.k)
+        chunks[i] = *reinterpret_cast<const uint4*>(row + column * 2);
+    }
+  }
+  __device__ __forceinline__ void Store(char* slice) const {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      *reinterpret_cast<uint4*>(slice + (lane / 16 + 2 * i) * kSliceStride + lane % 16 * 16) =
+          chunks[i];
+    }
+  }
+};
+
+// The experts that have rows, in order, and where those begin; starts[total] is where the last's
+// end.
+struct FewExperts {
+  std::int16_t ids[kMostExperts], starts[kMostExperts + 1];
+  int total;
+
+  // By the whole block.
+  __device__ __forceinline__ void List(const FewParams& p) {
+    for (int i = threadIdx.x; i <= p.experts; i += blockDim.x)
+      begins[i] = static_cast<std::int16_t>(p.routes.offsets[i]);
+    __syncthreads();
+    if (threadIdx.x < 32) {
+      int count = 0;
+      for (int base = 0; base < p.experts; base += 32) {
+        const int expert = base + threadIdx.x;
+        const bool chosen = expert < p.experts && begins[expert + 1] > begins[expert];
+        const unsigned all = __ballot_sync(~0u, chosen);
+        if (chosen) {
+          const int at = count + __popc(all & ((1u << threadIdx.x) - 1));
+          ids[at] = static_cast<std::int16_t>(expert), starts[at] = begins[expert];
+        }
+        count += __popc(all);
+      }
+      if (threadIdx.x == 0) total = count, starts[count] = begins[p.experts];
+    }
+    __syncthreads();
+  }
+
+ private:
+  std::int16_t begins[kMostExperts + 1];
+};
+
+// Units in flight a warp, of two tiles or of one.
+constexpr int FewDepth(int bits, int tiles) { return bits == 8 ? 2 / tiles : 4 - tiles; }
+
+// An item is an expert and some pairs of tiles, gate and up; the columns are cut over the warps.
+template <typename T, CodeKind kKind, int kBits>
+__global__ void __launch_bounds__(32 * kGluWarps, 2)
+    FewGluKernel(const __grid_constant__ FewParams p) {
+#if __CUDA_ARCH__ >= 900
+  using Block = FewBlock<T, kKind, kBits>;
+  using Codes = typename Block::Codes;
+  constexpr int kDepth = FewDepth(kBits, 2);
+  constexpr int kPartial = kGluWarps * 2 * kFewRows * kFewPartialStride;  // f32, of a pair
+  extern __shared__ __align__(128) char shared[];
+  __shared__ FewExperts experts;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int most_units = (p.units + kGluWarps - 1) / kGluWarps;
+  char* slices = shared + (Codes::kTable ? kPairTableBytes : 0) + warp * most_units * kSliceBytes;
+  float* partials = reinterpret_cast<float*>(shared + (Codes::kTable ? kPairTableBytes : 0) +
+                                             kGluWarps * most_units * kSliceBytes);
+  ptx::LaunchDependents();
+  if constexpr (Codes::kTable) Codes::FillTable(reinterpret_cast<std::uint32_t*>(shared), p.table);
+  const std::uint32_t lane_table = ptx::SharedAddress(shared) + lane * 4;
+  const std::uint64_t policy = ptx::EvictFirstPolicy();
+  ptx::WaitForPrerequisites();
+  experts.List(p);
+
+  const int pairs = p.tiles / 2, items_an_expert = (pairs + p.item_pairs - 1) / p.item_pairs;
+  const int unit0 = warp * p.units / kGluWarps, units = (warp + 1) * p.units / kGluWarps - unit0;
+  int buffer = 0;
+  for (int item = blockIdx.x; item < experts.total * items_an_expert; item += gridDim.x) {
+    const int index = item / items_an_expert;
+    const int first = item % items_an_expert * p.item_pairs, end = min(pairs, first + p.item_pairs);
+    const std::uint8_t* mine = p.blocks + experts.ids[index] * p.expert_bytes +
+                               static_cast<std::int64_t>(unit0) * p.block_bytes;
+    const int row_end = experts.starts[index + 1];
+    for (int row0 = experts.starts[index]; row0 < row_end; row0 += kFewRows) {
+      Block ring[kDepth][2];
+      const auto load = [&](int slot, int pair, int unit) {
+#pragma unroll
+        for (int half_rows = 0; half_rows < 2; ++half_rows) {
+          const std::int64_t tile = pair + half_rows * pairs;
+          ring[slot][half_rows].Load(p, mine + (tile * p.units + unit) * p.block_bytes, lane,
+                                     policy);
+        }
+      };
+#pragma unroll
+      for (int i = 0; i < kDepth; ++i) {
+        if (i < units) load(i, first, i);
+      }
+      __syncwarp();  // the rows before have been read
+      for (int unit = 0; unit < units; ++unit) {
+        FewSlice slice;
+        slice.Load(p, unit0 + unit, [&](int r) {
+          return row0 + r < row_end ? p.x + p.routes.tokens[row0 + r] * p.x_stride : nullptr;
+        });
+        slice.Store(slices + unit * kSliceBytes);
+      }
+      __syncwarp();
+      for (int pair = first; pair < end; ++pair) {
+        float acc[2][4] = {};
+        for (int base = 0; base < units; base += kDepth) {
+#pragma unroll
+          for (int slot = 0; slot < kDepth; ++slot) {
+            const int unit = base + slot;
+            if (unit >= units) break;
+            MultiplyUnit<T, kKind, kBits, 2>(
+                p, ring[slot], ptx::SharedAddress(slices) + unit * kSliceBytes, lane_table, acc);
+            if (unit + kDepth < units) {
+              load(slot, pair, unit + kDepth);
+            } else if (pair + 1 < end) {
+              load(slot, pair + 1, slot);
+            }
+          }
+        }
+        // ---- Sums of the warps, f32[warp][tile][token][row] ----
+        float* to = partials + buffer * kPartial + warp * 2 * kFewRows * kFewPartialStride;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            to[(r * kFewRows + 2 * t + i % 2) * kFewPartialStride + g + i / 2 * 8] =
+                acc[r][i] * FewFactor<T, kKind, kBits>(p, i);
+          }
+        }
+        __syncthreads();
+        const int row = threadIdx.x % 16, token = threadIdx.x / 16;
+        if (token < kFewRows && row0 + token < row_end) {
+          const float* from = partials + buffer * kPartial + token * kFewPartialStride + row;
+          float gate = 0.0f, up = 0.0f;
+#pragma unroll
+          for (int w = 0; w < kGluWarps; ++w) {
+            gate += from[2 * w * kFewRows * kFewPartialStride];
+            up += from[(2 * w + 1) * kFewRows * kFewPartialStride];
+          }
+          static_cast<T*>(p.out)[(row0 + token) * p.ldo + pair * kTileRows + row] =
+              FromFloat<T>(GateOf(p.gate, gate) * up);
+        }
+        buffer ^= 1;
+      }
+    }
+  }
+#endif
+}
+
+// A block a tile of the output; the experts are dealt to the warps, whose sums are added in order.
+// A warp's blocks and units of x are one stream, whichever expert they are of.
+template <typename T, CodeKind kKind, int kBits>
+__global__ void __launch_bounds__(32 * kSumWarps, 1)
+    FewSumKernel(const __grid_constant__ FewParams p) {
+#if __CUDA_ARCH__ >= 900
+  using Block = FewBlock<T, kKind, kBits>;
+  using Codes = typename Block::Codes;
+  constexpr int kDepth = FewDepth(kBits, 1);
+  extern __shared__ __align__(128) char shared[];
+  __shared__ FewExperts experts;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  char* slices = shared + (Codes::kTable ? kPairTableBytes : 0);
+  const std::uint32_t my_slices = ptx::SharedAddress(slices) + warp * kDepth * kSliceBytes;
+  float* sums = reinterpret_cast<float*>(slices + kSumWarps * kDepth * kSliceBytes);
+  float* my_sums = sums + warp * p.tokens * kTileRows;  // f32[warp][token][row]
+  const int pairs = p.tokens * p.top_k;
+  float* row_weights = sums + kSumWarps * p.tokens * kTileRows;
+  auto* row_tokens = reinterpret_cast<std::int32_t*>(row_weights + pairs);
+  ptx::LaunchDependents();
+  if constexpr (Codes::kTable) Codes::FillTable(reinterpret_cast<std::uint32_t*>(shared), p.table);
+  for (int i = lane; i < p.tokens * kTileRows; i += 32) my_sums[i] = 0.0f;
+  const std::uint32_t lane_table = ptx::SharedAddress(shared) + lane * 4;
+  const std::uint64_t policy = ptx::EvictFirstPolicy();
+  ptx::WaitForPrerequisites();
+  for (int i = threadIdx.x; i < pairs; i += 32 * kSumWarps) {
+    const int row = p.routes.rows[i];
+    row_weights[row] = p.routes.weights[i], row_tokens[row] = i / p.top_k;
+  }
+  experts.List(p);
+
+  struct Position {
+    int index, row, unit;
+  };
+  const auto advance = [&](Position& at) {
+    if (at.index >= experts.total || ++at.unit < p.units) return;
+    at.unit = 0, at.row += kFewRows;
+    if (at.row < experts.starts[at.index + 1]) return;
+    at.index += kSumWarps;
+    if (at.index < experts.total) at.row = experts.starts[at.index];
+  };
+  Block ring[kDepth][1];
+  const auto load = [&](int slot, const Position& at) {
+    if (at.index < experts.total) {
+      const int row_end = experts.starts[at.index + 1];
+      const int column = at.unit * kUnitColumns + lane % 16 * 8;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int r = lane / 16 + 2 * i;
+        const bool exists = at.row + r < row_end && column < p.k;
+        const char* from = exists ? p.x + (at.row + r) * p.x_stride + column * 2 : p.x;
+        ptx::CopyAsync16(my_slices + slot * kSliceBytes + r * kSliceStride + lane % 16 * 16, from,
+                         exists ? 16 : 0);
+      }
+      ring[slot][0].Load(p,
+                         p.blocks + experts.ids[at.index] * p.expert_bytes +
+                             (std::int64_t{blockIdx.x} * p.units + at.unit) * p.block_bytes,
+                         lane, policy);
+    }
+    ptx::CopyAsyncCommit();
+  };
+  Position at{warp, warp < experts.total ? experts.starts[warp] : 0, 0}, next = at;
+#pragma unroll
+  for (int slot = 0; slot < kDepth; ++slot) {
+    load(slot, next);
+    advance(next);
+  }
+  float acc[1][4] = {};
+  while (at.index < experts.total) {
+#pragma unroll
+    for (int slot = 0; slot < kDepth; ++slot) {
+      if (at.index >= experts.total) break;
+      ptx::CopyAsyncWait<kDepth - 1>();
+      __syncwarp();
+      MultiplyUnit<T, kKind, kBits, 1>(p, ring[slot], my_slices + slot * kSliceBytes, lane_table,
+                                       acc);
+      __syncwarp();
+      load(slot, next);
+      advance(next);
+      if (at.unit == p.units - 1) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int row = at.row + 2 * t + i % 2;
+          if (row < experts.starts[at.index + 1]) {
+            my_sums[row_tokens[row] * kTileRows + g + i / 2 * 8] +=
+                row_weights[row] * FewFactor<T, kKind, kBits>(p, i) * acc[0][i];
+          }
+          acc[0][i] = 0.0f;
+        }
+        __syncwarp();
+      }
+      advance(at);
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < p.tokens * kTileRows; i += 32 * kSumWarps) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kSumWarps; ++w) sum += sums[w * p.tokens * kTileRows + i];
+    static_cast<T*>(p.out)[i / kTileRows * p.ldo + blockIdx.x * kTileRows + i % kTileRows] =
+        FromFloat<T>(sum);
+  }
+#endif
+}
+
+// ---- Launch ----
+
+struct FewLaunch {
+  FewParams params;
+  bool glu;
+  LaunchOptions options;
+};
+using FewLauncher = cudaError_t (*)(const FewLaunch&);
+
+// One file an encoding family.
+FewLauncher FindFewInt4(DType dtype);
+FewLauncher FindFewInt8(DType dtype);
+FewLauncher FindFewCodebook(DType dtype);
+
+template <typename T, CodeKind kKind, int kBits>
+cudaError_t LaunchFew(const FewLaunch& launch) {
+  FewParams p = launch.params;
+  const int table = kKind == CodeKind::kCodebook ? kPairTableBytes : 0;
+  if (!launch.glu) {
+    const int bytes = table + kSumWarps * FewDepth(kBits, 1) * kSliceBytes +
+                      p.tokens * (kSumWarps * kTileRows + 2 * p.top_k) * 4;
+    return Launch(FewSumKernel<T, kKind, kBits>, p.tiles, 32 * kSumWarps, bytes, launch.options, p);
+  }
+  const int most_units = (p.units + kGluWarps - 1) / kGluWarps;
+  const int bytes = table + kGluWarps * most_units * kSliceBytes +
+                    2 * kGluWarps * 2 * kFewRows * kFewPartialStride * 4;
+  const auto kernel = FewGluKernel<T, kKind, kBits>;
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  int device = 0, sms = 0, resident = 0;
+  if (error == cudaSuccess) error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) {
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, 32 * kGluWarps, bytes);
+  }
+  if (error != cudaSuccess) return error;
+  // As many experts as tokens that choose at random ask for; an item or two of them a block: larger
+  // ones read x less often.
+  const double others = 1.0 - static_cast<double>(p.top_k) / p.experts;
+  const int chosen =
+      std::max(1, static_cast<int>(p.experts * (1.0 - std::pow(others, p.tokens)) + 0.5));
+  const int pairs = p.tiles / 2, blocks = sms * std::max(resident, 1);
+  const int share = (chosen * pairs + blocks - 1) / blocks;
+  p.item_pairs = std::min(pairs, share > 8 ? (share + 1) / 2 : share);
+  const int items =
+      std::min(p.experts, p.tokens * p.top_k) * ((pairs + p.item_pairs - 1) / p.item_pairs);
+  return Launch(kernel, std::min(items, blocks), 32 * kGluWarps, bytes, launch.options, p);
+}
+
+template <CodeKind kKind, int kBits>
+FewLauncher FewByType(DType dtype) {
+  return dtype == DType::kF16 ? LaunchFew<half, kKind, kBits>
+                              : LaunchFew<__nv_bfloat16, kKind, kBits>;
+}
+
+}  // namespace nibble::cuda
