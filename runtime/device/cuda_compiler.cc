@@ -9,23 +9,19 @@
 namespace nibble {
 namespace {
 
-cuda::Gate GateOf(Activation activation) {
-  return activation == Activation::kSilu ? cuda::Gate::kSilu : cuda::Gate::kGeluTanh;
-}
-
 // Norms whose division waits for the next product save a kernel, and leave its inputs and sums as
 // large as the residual stream: too large for f16 at the first tokens of some models. Prefill
 // divides at once.
 bool DividesAtOnce(const CudaStepShape& shape) { return !shape.decode; }
 
-int RowsOf(const CudaStepShape& shape, bool per_logit_row) {
-  return per_logit_row ? shape.rows : shape.tokens;
+// Whether the product's kernels want whole inputs, divided by their norm.
+bool WantsWholeNorm(const CudaSegment& segment) {
+  if (segment.is_row8()) return segment.rounding == cuda::InputRounding::kOutlierSplit;
+  return segment.prepares_input();
 }
 
-// A phase is the same whatever a step carries.
-cuda::ProductCut Cut(const CudaStepShape& shape, bool deterministic) {
-  if (!deterministic) return cuda::ProductCut::kFastest;
-  return shape.decode ? cuda::ProductCut::kStream : cuda::ProductCut::kTiles;
+int RowsOf(const CudaStepShape& shape, bool per_logit_row) {
+  return per_logit_row ? shape.rows : shape.tokens;
 }
 
 // Keys a block of decode attention, where its cut must not depend on the batch: up to 8 blocks of
@@ -36,6 +32,15 @@ int FixedSplit(int max_context) {
 }
 
 }  // namespace
+
+cuda::Gate CudaCompiler::GateOf(Activation activation) {
+  return activation == Activation::kSilu ? cuda::Gate::kSilu : cuda::Gate::kGeluTanh;
+}
+
+cuda::ProductCut CudaCompiler::Cut(const CudaStepShape& shape, bool deterministic) {
+  if (!deterministic) return cuda::ProductCut::kFastest;
+  return shape.decode ? cuda::ProductCut::kStream : cuda::ProductCut::kTiles;
+}
 
 absl::Status CudaCompiler::Check() const {
   if (kv_.page_tokens != 64) {
@@ -74,10 +79,7 @@ bool CudaCompiler::NormCanWait(BufferId normed, std::size_t at) const {
       at + 1 < program_.ops.size() ? std::get_if<LinearOp>(&program_.ops[at + 1]) : nullptr;
   if (linear == nullptr || linear->in != normed || PerLogitRow(normed)) return false;
   const auto& segments = Linear(linear->weight).segments();
-  if (std::any_of(segments.begin(), segments.end(),
-                  [](const CudaSegment& segment) { return segment.prepares_input(); })) {
-    return false;
-  }
+  if (std::any_of(segments.begin(), segments.end(), WantsWholeNorm)) return false;
   // Nobody else reads it before it is written again.
   for (std::size_t i = at + 2; i < program_.ops.size(); ++i) {
     const Op& op = program_.ops[i];
@@ -99,7 +101,7 @@ bool CudaCompiler::NormCanWait(BufferId normed, std::size_t at) const {
 absl::Status CudaCompiler::Emit(const EmbedOp& op) {
   const CudaLinear& table = Linear(op.table);
   const CudaSegment& segment = table.segments().front();
-  if (table.segments().size() != 1 || segment.order != nullptr) {
+  if (table.segments().size() != 1 || segment.order != nullptr || segment.is_row8()) {
     return absl::UnimplementedError(
         "the cuda backend embeds from one matrix in the order of its columns");
   }
@@ -276,8 +278,61 @@ const void* CudaCompiler::AddPrepare(const CudaSegment& segment, const void* in,
   return args.out;
 }
 
+// A kernel rounds the inputs to codes, another multiplies codes.
+void CudaCompiler::AddRow8Product(const std::string& what, const CudaSegment& segment,
+                                  const cuda::ProductArgs& args, BufferId rows) {
+  const std::int64_t k = segment.matrix.shape.k;
+  const bool per_row = PerLogitRow(rows);
+  cuda::QuantizeArgs inputs;
+  inputs.dtype = args.dtype;
+  inputs.x = args.x;
+  inputs.ldx = args.ldx;
+  inputs.k = static_cast<int>(k);
+  inputs.norm_in = args.norm_in;
+  inputs.rounding = segment.rounding;
+  inputs.scale = segment.scale;
+  inputs.zero = segment.zero;
+  inputs.threshold = segment.threshold;
+  // In place of inputs prepared in 16 bits.
+  inputs.out.codes = Scratch<std::uint8_t>(to_.prepared_at_);
+  inputs.out.scales = Scratch<float>(to_.prepared_at_ + to_.MaxRows(rows) * k);
+  if (segment.rounding == cuda::InputRounding::kOutlierSplit)
+    inputs.out.outliers = Scratch<std::int32_t>(to_.outliers_at_);
+  Add("inputs", [=](const Shape& shape, Options options) {
+    cuda::QuantizeArgs each = inputs;
+    each.tokens = RowsOf(shape, per_row);
+    if (DividesAtOnce(shape)) each.norm_in = {};
+    return cuda::QuantizeRows(each, options);
+  });
+
+  cuda::Row8ProductArgs product;
+  product.product = args;
+  product.product.w = segment.matrix;
+  product.product.bias = segment.bias;
+  product.product.norm_in = {};
+  product.w = segment.row8;
+  product.x = inputs.out;
+  product.threshold = segment.threshold;
+  product.scratch_bytes = to_.expanded_bytes_;
+  cuda::ProductScratch scratch;
+  // Where SMs share tiles depends on how many tokens there are: integers add up alike, e4m3 not.
+  if (segment.row8.code == DType::kI8 || !to_.options_.deterministic)
+    scratch.weights = Scratch<char>(to_.expanded_at_);
+  scratch.flags = Scratch<std::uint32_t>(to_.zeros_at_);
+  CudaProgram::Launch& launch = Add(what, [=](const Shape& shape, Options options) {
+    cuda::Row8ProductArgs each = product;
+    each.product.m = RowsOf(shape, per_row);
+    each.product.dependent = options.dependent;
+    if (DividesAtOnce(shape)) each.product.norm_out = {};
+    return cuda::Row8Product(each, scratch, options.stream);
+  });
+  launch.weight_bytes = segment.bytes();
+  launch.flops_a_row = 2.0 * static_cast<double>(segment.matrix.shape.n) * static_cast<double>(k);
+}
+
 void CudaCompiler::AddProduct(const std::string& what, const CudaSegment& segment,
                               cuda::ProductArgs args, BufferId rows) {
+  if (segment.is_row8()) return AddRow8Product(what, segment, args, rows);
   args.x = AddPrepare(segment, args.x, rows);
   args.w = segment.matrix;
   if (segment.packed()) args.expanded = segment.weights;
@@ -434,140 +489,6 @@ absl::Status CudaCompiler::Emit(const GluOp& op) {
   });
   SetF32(op.out, false);
   return absl::OkStatus();
-}
-
-absl::Status CudaCompiler::Emit(const MoeOp& op) {
-  const CudaLinear &router = Linear(op.router), &wide = Linear(op.gate_up),
-                   &narrow = Linear(op.down);
-  if (router.segments().size() != 1) return absl::InternalError("a router of several parts");
-  for (const CudaLinear* stack : {&wide, &narrow}) {
-    int parts = 0;
-    for (const CudaSegment& segment : stack->segments()) parts += segment.parts;
-    if (parts != op.experts) {
-      return absl::InternalError(absl::StrCat("a stack of ", parts, " experts, not ", op.experts));
-    }
-  }
-  cuda::ProductArgs args;
-  args.dtype = to_.dtype_;
-  args.x = to_.Typed(op.in);
-  args.ldx = Dim(op.in);
-  args.output = cuda::Output::kStoreF32;
-  args.out = Scratch<float>(to_.moe_.logits);
-  args.ldo = op.experts;
-  AddProduct("router", router.segments().front(), args, op.in);
-  if (Grouped(wide) && Grouped(narrow)) {
-    EmitGrouped(op);
-  } else {
-    EmitOneByOne(op);
-  }
-  const float* sum = Scratch<float>(to_.moe_.sum);
-  void* to = to_.Typed(op.out);
-  Add("experts", [=, dtype = to_.dtype_, hidden = Dim(op.in)](const Shape& shape, Options options) {
-    return cuda::Convert(dtype, to, DType::kF32, sum, std::int64_t{shape.tokens} * hidden, options);
-  });
-  SetF32(op.out, false);
-  return absl::OkStatus();
-}
-
-bool CudaCompiler::Grouped(const CudaLinear& stack) const {
-  const CudaSegment& segment = stack.segments().front();
-  PackedShape shape = segment.matrix.shape;
-  shape.n = stack.n;
-  return stack.segments().size() == 1 && !segment.dense && !segment.prepares_input() &&
-         segment.bias == nullptr && stack.n % kTileRows == 0 && cuda::SupportsGrouped(shape);
-}
-
-// Every expert's tokens at once: rows sorted by expert, products of groups of them.
-void CudaCompiler::EmitGrouped(const MoeOp& op) {
-  const DType dtype = to_.dtype_;
-  const int hidden = Dim(op.in), dim = op.intermediate, experts = op.experts, top_k = op.top_k;
-  const CudaProgram::MoeScratch& at = to_.moe_;
-  const float* logits = Scratch<float>(at.logits);
-  const cuda::ExpertRoutes routes = {Scratch<std::int32_t>(at.chosen), Scratch<float>(at.weights),
-                                     Scratch<std::int32_t>(at.offsets),
-                                     Scratch<std::int32_t>(at.tokens),
-                                     Scratch<std::int32_t>(at.rows)};
-  void* inputs = Scratch<char>(at.inputs);
-  void* gate_up = Scratch<char>(at.gate_up);
-  void* activated = Scratch<char>(at.activated);
-  void* out = Scratch<char>(at.out);
-  Add("route", [=, renormalize = op.renormalize](const Shape& shape, Options options) {
-    return cuda::SortByExpert(logits, routes, shape.tokens, experts, top_k, renormalize, options);
-  });
-  const void* in = to_.Typed(op.in);
-  Add("expert inputs", [=](const Shape& shape, Options options) {
-    return cuda::GatherRows(inputs, in, routes.tokens, shape.tokens * top_k,
-                            std::int64_t{hidden} * 2, options);
-  });
-  const auto product = [&](const char* what, const CudaLinear& stack, const void* x, void* y) {
-    cuda::GroupedProductArgs group;
-    group.product.w = stack.Expert(0).matrix;
-    group.product.dtype = dtype;
-    group.product.x = x;
-    group.product.ldx = stack.k;
-    group.product.out = y;
-    group.product.ldo = stack.n;
-    group.experts = experts;
-    group.offsets = routes.offsets;
-    CudaProgram::Launch& launch = Add(
-        what, [=, deterministic = to_.options_.deterministic](const Shape& shape, Options options) {
-          cuda::GroupedProductArgs each = group;
-          each.product.m = shape.tokens * top_k;
-          each.product.cut = Cut(shape, deterministic);
-          each.product.dependent = options.dependent;
-          return cuda::GroupedProduct(each, options.stream);
-        });
-    launch.weight_bytes = group.product.w.shape.Bytes() * experts;  // when every expert is asked
-    launch.flops_a_row = 2.0 * static_cast<double>(stack.n) * static_cast<double>(stack.k) * top_k;
-  };
-  product("experts gate_up", Linear(op.gate_up), inputs, gate_up);
-  Add("expert glu", [=, gate = GateOf(op.activation)](const Shape& shape, Options options) {
-    return cuda::Glu(dtype, activated, gate_up, shape.tokens * top_k, dim, gate, false, options);
-  });
-  product("experts down", Linear(op.down), activated, out);
-  auto* sum = Scratch<float>(at.sum);
-  Add("expert sum", [=](const Shape& shape, Options options) {
-    return cuda::CombineExperts(dtype, sum, out, routes, top_k, /*add=*/false, shape.tokens, hidden,
-                                options);
-  });
-}
-
-// One expert after the other, for all tokens: right for any encoding, and far from fast.
-void CudaCompiler::EmitOneByOne(const MoeOp& op) {
-  const DType dtype = to_.dtype_;
-  const int hidden = Dim(op.in), dim = op.intermediate, experts = op.experts;
-  const CudaProgram::MoeScratch& at = to_.moe_;
-  const float* logits = Scratch<float>(at.logits);
-  auto* weights = Scratch<float>(at.weights);
-  auto* sum = Scratch<float>(at.sum);
-  auto* gate_up = Scratch<char>(at.gate_up);
-  auto* activated = Scratch<char>(at.activated);
-  auto* out = Scratch<char>(at.out);
-  Add("route", [=, top_k = op.top_k, renormalize = op.renormalize](const Shape& shape,
-                                                                   Options options) {
-    return cuda::RouteExperts(logits, weights, shape.tokens, experts, top_k, renormalize, options);
-  });
-  cuda::ProductArgs args;
-  args.dtype = dtype;
-  for (int e = 0; e < experts; ++e) {
-    args.x = to_.Typed(op.in);
-    args.ldx = hidden;
-    args.out = gate_up;
-    args.ldo = 2 * dim;
-    AddProduct("expert gate_up", Linear(op.gate_up).Expert(e), args, op.in);
-    Add("expert glu", [=, gate = GateOf(op.activation)](const Shape& shape, Options options) {
-      return cuda::Glu(dtype, activated, gate_up, shape.tokens, dim, gate, false, options);
-    });
-    args.x = activated;
-    args.ldx = dim;
-    args.out = out;
-    args.ldo = hidden;
-    AddProduct("expert down", Linear(op.down).Expert(e), args, op.in);
-    Add("expert sum", [=](const Shape& shape, Options options) {
-      return cuda::AddExpert(dtype, sum, out, weights, experts, e, e == 0, shape.tokens, hidden,
-                             options);
-    });
-  }
 }
 
 absl::Status CudaCompiler::Emit(const GatherRowsOp& op) {

@@ -29,6 +29,10 @@ class CudaCompiler {
   using Shape = CudaStepShape;
   using Options = cuda::LaunchOptions;
 
+  static cuda::Gate GateOf(Activation activation);
+  // How products are cut: a phase is the same whatever a step carries.
+  static cuda::ProductCut Cut(const CudaStepShape& shape, bool deterministic);
+
   absl::Status Check() const;
 
   // Each emits one op, and may take the next with it: index_ is then moved on.
@@ -47,8 +51,12 @@ class CudaCompiler {
 
   // Whether all experts of a stack are one grouped product.
   bool Grouped(const CudaLinear& stack) const;
-  void EmitGrouped(const MoeOp& op);
+  // Whether steps of few tokens run the mixture by kernels of their own.
+  bool HasFewTokenKernels(const MoeOp& op) const;
+  void EmitRouter(const MoeOp& op, bool few);
+  void EmitGrouped(const MoeOp& op, bool few);
   void EmitOneByOne(const MoeOp& op);
+  cuda::ExpertRoutes Routes() const;
 
   template <typename T>
   const T* Next() const {  // the op after this one
@@ -62,6 +70,8 @@ class CudaCompiler {
   // `rows`: of the step, as the buffer of the inputs has them.
   void AddProduct(const std::string& what, const CudaSegment& segment, cuda::ProductArgs args,
                   BufferId rows);
+  void AddRow8Product(const std::string& what, const CudaSegment& segment,
+                      const cuda::ProductArgs& args, BufferId rows);
   const void* AddPrepare(const CudaSegment& segment, const void* in, BufferId rows);
 
   const CudaLinear& Linear(LinearId id) const {

@@ -50,6 +50,7 @@ absl::StatusOr<LayerLayout> LayOut(std::span<const LinearSpec> specs, PackAxis a
 // Whether `b` below `a` is one matrix to the product kernels.
 bool Joins(const CudaRows& a, const CudaRows& b) {
   if (a.form().kind != b.form().kind) return false;
+  if (a.form().kind == CudaForm::Kind::kRow8 && a.code() != b.code()) return false;
   if (!a.form().dense()) {
     PackedShape shape = b.form().shape;
     shape.n = a.form().shape.n;
@@ -78,7 +79,9 @@ class SegmentPacker {
     segment.matrix.zero = first.zero();
     segment.matrix.table = first.table();
     first.SetRounding(segment);
-    if (segment.dense) {
+    if (first.form().kind == CudaForm::Kind::kRow8) {
+      RETURN_IF_ERROR(PackRow8(lane, reinterpret_cast<std::uint8_t*>(matrix), segment));
+    } else if (segment.dense) {
       segment.weights = matrix;
       RETURN_IF_ERROR(PackDense(lane, matrix));
     } else {
@@ -180,6 +183,39 @@ class SegmentPacker {
         return cuda::Convert(context_.dtype, to, first_part.element(), device, count * k, options);
       };
       return lane.Send(rows_at + count * row_bytes, fill, pack);
+    });
+  }
+
+  // Codes of all rows, then their scales, then offsets.
+  absl::Status PackRow8(CudaLane& lane, std::uint8_t* codes, CudaSegment& segment) const {
+    const std::int64_t k = segment.matrix.shape.k;
+    auto* scales = reinterpret_cast<float*>(codes + n_ * k);
+    float* offsets = scales + n_;
+    segment.row8 = {parts_.front().code(), codes, scales, segment.zero != 0.0f ? offsets : nullptr};
+    return ForPieces(k + 8, [&](std::int64_t first, std::int64_t count) {
+      const auto fill = [&](std::byte* host) {
+        auto* numbers = reinterpret_cast<float*>(host + count * k);
+        for (std::int64_t i = 0; i < count; ++i) {
+          const auto [part, row] = At(first + i);
+          part->Elements(row, host + i * k);
+          part->Scales(row, numbers + i);
+          numbers[count + i] = part->InputOffset(row);
+        }
+      };
+      const auto pack = [&](std::byte* device, cudaStream_t stream) {
+        const std::byte* from = device;
+        const auto copy = [&](void* to, std::int64_t bytes) {
+          const cudaError_t error = cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes),
+                                                    cudaMemcpyDeviceToDevice, stream);
+          from += bytes;
+          return error;
+        };
+        cudaError_t error = copy(codes + first * k, count * k);
+        if (error == cudaSuccess) error = copy(scales + first, count * 4);
+        if (error == cudaSuccess) error = copy(offsets + first, count * 4);
+        return error;
+      };
+      return lane.Send(count * (k + 8), fill, pack);
     });
   }
 
@@ -316,7 +352,11 @@ CudaSegment CudaLinear::Expert(int expert) const {
   CudaSegment one = *from;
   one.parts = 1;
   one.matrix.shape.n = n;
-  if (one.dense) {
+  if (one.is_row8()) {
+    one.row8.codes += expert * n * k;
+    one.row8.scales += expert * n;
+    if (one.row8.offsets != nullptr) one.row8.offsets += expert * n;
+  } else if (one.dense) {
     one.weights = static_cast<const std::byte*>(from->weights) + expert * n * k * 2;
   } else {
     one.matrix.blocks = from->matrix.blocks + expert * one.matrix.shape.Bytes();

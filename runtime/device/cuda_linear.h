@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/cuda/model_ops.h"
+#include "kernels/cuda/row8.h"
 #include "runtime/device/backend.h"
 #include "runtime/device/cuda_upload.h"
 #include "runtime/weights/linear_weight.h"
@@ -27,6 +28,7 @@ struct CudaSegment {
   bool dense = false;
   cuda::PackedMatrix matrix;            // of a dense one the shape's n and k
   const void* weights = nullptr;        // T[n, k]; of a packed one its expanded copy, or null
+  cuda::Row8Matrix row8;                // rows of 8-bit codes, or none; of the shape's n and k
   int parts = 1;                        // weights that it joins
   std::int64_t row = 0;                 // of its first output in the layer's (not of experts)
   const float* bias = nullptr;          // f32[n] in packed order
@@ -35,6 +37,11 @@ struct CudaSegment {
   float scale = 1.0f, zero = 0.0f, threshold = 0.0f;  // of the rounding
 
   bool packed() const { return matrix.blocks != nullptr; }
+  bool is_row8() const { return row8.codes != nullptr; }
+  std::int64_t bytes() const {
+    if (is_row8()) return matrix.shape.n * (matrix.shape.k + 4);
+    return dense ? 2 * matrix.shape.n * matrix.shape.k : matrix.shape.Bytes();
+  }
   // Whether the input must be reordered or rounded before the product.
   bool prepares_input() const { return order != nullptr || rounding != cuda::InputRounding::kNone; }
 };

@@ -4,9 +4,11 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/row8.h"
 #include "runtime/base/status.h"
 #include "runtime/device/cuda_linear.h"
 
@@ -134,6 +136,11 @@ absl::StatusOr<CudaForm> CudaFormOf(const LinearSpec& spec) {
   const bool whole = row8 || spec.group >= spec.k;  // one scale a row
   form.file_group = whole ? CeilDiv(spec.k, kUnitColumns) * kUnitColumns : spec.group;
   form.groups = CeilDiv(spec.k, form.file_group);
+  if (row8 && spec.activation != ActivationQuant::kNone && spec.offset == OffsetKind::kNone &&
+      cuda::SupportsRow8(spec.n, spec.k)) {
+    form.kind = CudaForm::Kind::kRow8;
+    return form;
+  }
   if (row8 && spec.dtype == DType::kF8E4M3) {
     form.kind = CudaForm::Kind::kE4m3;
     return form;
@@ -261,6 +268,19 @@ void CudaRows::Elements(std::int64_t row, std::byte* out) const {
     std::memcpy(out, row8->codes.data() + row * k, static_cast<std::size_t>(k));
   }
 }
+
+float CudaRows::InputOffset(std::int64_t row) const {
+  const auto& row8 = std::get<Row8>(weight_->encoding);
+  if (row8.activation != ActivationQuant::kStatic || row8.static_zero == 0) return 0.0f;
+  const auto k = static_cast<std::size_t>(form_.shape.k);
+  const auto codes = row8.codes.As<std::int8_t>().subspan(static_cast<std::size_t>(row) * k, k);
+  const std::int64_t sum = std::accumulate(codes.begin(), codes.end(), std::int64_t{0});
+  float scale;
+  Scales(row, &scale);
+  return -static_cast<float>(sum * row8.static_zero) * row8.static_scale * scale;
+}
+
+DType CudaRows::code() const { return std::get<Row8>(weight_->encoding).dtype; }
 
 bool CudaRows::SameInputs(const CudaRows& other) const {
   if (order() != other.order() || element() != other.element()) return false;

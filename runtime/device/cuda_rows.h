@@ -18,6 +18,7 @@ struct CudaSegment;
 struct CudaForm {
   enum class Kind : std::uint8_t {
     kPacked,       // blocks of codes
+    kRow8,         // rows of 8-bit codes, whose products round inputs to 8 bits too
     kDense,        // elements, converted to the activations' type
     kE4m3,         // scale * code, expanded to the activations' type
     kDequantized,  // what no packed form holds (groups that 16 does not divide, k no multiple of
@@ -27,8 +28,11 @@ struct CudaForm {
   std::int64_t file_group = 0;  // columns a scale of Scales()
   std::int64_t groups = 0;      // scales a row
 
-  bool dense() const { return kind != Kind::kPacked; }
-  std::int64_t bytes() const { return dense() ? shape.n * shape.k * 2 : shape.Bytes(); }
+  bool dense() const { return kind != Kind::kPacked && kind != Kind::kRow8; }
+  std::int64_t bytes() const {
+    if (kind == Kind::kRow8) return shape.n * (shape.k + 8);  // codes; f32 scales and offsets
+    return dense() ? shape.n * shape.k * 2 : shape.Bytes();
+  }
 };
 
 // InvalidArgument or Unimplemented name the weight.
@@ -57,11 +61,14 @@ class CudaRows {
   float LargestNumber() const;
 
   // One row: f32[groups], f32[groups] (zero points or biases), CodeRowBytes(k, bits) bytes, and
-  // element[k] (kE4m3: its codes).
+  // element[k] (kE4m3, kRow8: its codes).
   void Scales(std::int64_t row, float* out) const;
   void Offsets(std::int64_t row, float* out) const;
   void Codes(std::int64_t row, std::uint8_t* out) const;
   void Elements(std::int64_t row, std::byte* out) const;
+  // kRow8: what the zero point of the inputs adds to the row's results.
+  float InputOffset(std::int64_t row) const;
+  DType code() const;  // kRow8
 
   // Whether both treat their inputs alike.
   bool SameInputs(const CudaRows& other) const;

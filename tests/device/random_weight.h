@@ -74,6 +74,7 @@ class WeightMaker {
     }
     row8.activation = activation;
     row8.static_scale = 0.03f;
+    row8.static_zero = dtype == DType::kI8 ? 5 : 0;
     return {n, k, std::move(row8), {}};
   }
 
