@@ -132,7 +132,7 @@ float DenseMicroseconds(const ProductArgs& args) {
   const float product = 3.5f + std::sqrt(std::hypot(read * read, multiply * multiply));
   const bool plain =
       args.output == Output::kStore && args.bias == nullptr && args.norm_in.square_sums == nullptr;
-  return plain ? product : product + 1.5f + 4 * m * n / 5e6f;
+  return plain ? product : product + 1.5f + 3 * m * n / 5e6f;
 }
 
 // Of DequantizePacked.

@@ -1,5 +1,6 @@
 // Cuts a tile product into items, describes its tensors to the copy engine and launches it.
 #include <algorithm>
+#include <iterator>
 
 #include "kernels/cuda/product.cuh"
 #include "kernels/cuda/tensor_map.h"
@@ -132,28 +133,32 @@ cudaError_t LaunchTileProduct(const ProductArgs& args, const TilePlan& plan,
   return launcher(launch);
 }
 
-}  // namespace
-
-namespace {
-
 // Microseconds a unit (128 columns) of a tile of 256 rows takes an H200's SM, by tokens of the tile
 // (tests/bench/results/cuda_tiles_h200.csv).
 struct UnitCost {
+  int bits;  // 0: planes
+  bool codebook, fine;
   float at16, at32, at64, at128;
-  float At(int tokens) const {
-    return tokens == 16 ? at16 : tokens == 32 ? at32 : tokens == 64 ? at64 : at128;
-  }
 };
-UnitCost UnitCostOf(const PackedShape& shape) {
-  if (shape.kind == CodeKind::kCodebook) return {0.95f, 1.0f, 1.3f, 1.8f};
-  const bool fine = shape.group != kUnitColumns;
-  if (shape.bits == 4) {
-    return fine ? UnitCost{1.0f, 1.1f, 1.35f, 1.8f} : UnitCost{0.68f, 0.72f, 0.86f, 1.51f};
-  }
-  if (shape.bits == 8) {
-    return fine ? UnitCost{1.05f, 1.15f, 1.4f, 1.9f} : UnitCost{0.75f, 0.85f, 1.0f, 1.6f};
-  }
-  return {1.0f, 1.1f, 1.4f, 1.9f};
+constexpr UnitCost kUnitCosts[] = {
+    {4, false, false, 0.65f, 0.71f, 0.87f, 1.50f}, {4, false, true, 0.89f, 0.96f, 1.11f, 1.62f},
+    {4, true, true, 0.88f, 0.92f, 1.07f, 1.57f},   {8, false, false, 0.74f, 0.83f, 1.00f, 1.75f},
+    {8, false, true, 0.93f, 0.98f, 1.15f, 1.80f},  {0, false, false, 0.96f, 1.00f, 1.17f, 1.60f},
+    {0, false, true, 1.24f, 1.29f, 1.45f, 2.00f}};
+float UnitMicroseconds(const PackedShape& shape, DType dtype, int tokens) {
+  const bool codebook = shape.kind == CodeKind::kCodebook;
+  const bool fine = codebook || shape.group != kUnitColumns;
+  const int bits = shape.bits == 4 || shape.bits == 8 ? shape.bits : 0;
+  const auto* cost =
+      std::find_if(std::begin(kUnitCosts), std::end(kUnitCosts) - 1, [&](const auto& each) {
+        return each.bits == bits && each.codebook == codebook && each.fine == fine;
+      });
+  // Weights in bf16 are made in f32: half as many instructions more.
+  const float more = dtype == DType::kF16 ? 1.0f : tokens < 128 ? 1.3f : 1.1f;
+  return more * (tokens == 16   ? cost->at16
+                 : tokens == 32 ? cost->at32
+                 : tokens == 64 ? cost->at64
+                                : cost->at128);
 }
 
 }  // namespace
@@ -165,26 +170,26 @@ TilePlan ChooseTiles(const ProductArgs& args, const TileWorkspace& workspace, in
     int tokens;
     float epilogue, wait, swap;
   };
-  constexpr Cost kCosts[] = {{16, 1.9f, 1.0f, 3.8f},
-                             {32, 4.2f, 1.0f, 4.9f},
-                             {64, 5.9f, 1.3f, 5.7f},
-                             {128, 7.9f, 1.9f, 6.2f}};
+  constexpr Cost kCosts[] = {{16, 2.4f, 1.0f, 3.7f},
+                             {32, 4.2f, 1.1f, 4.9f},
+                             {64, 5.9f, 1.3f, 5.6f},
+                             {128, 6.0f, 2.0f, 5.7f}};
+  constexpr float kStart = 1.0f;
   constexpr float kFinishKernel = 2.5f;         // instead of swapping
-  constexpr float kFlopsAMicrosecond = 605e6f;  // that the card's power allows
+  constexpr float kFlopsAMicrosecond = 640e6f;  // that the card's power allows
   const PackedShape& shape = args.w.shape;
-  const UnitCost unit_cost = UnitCostOf(shape);
   const std::int64_t units = shape.Units();
   const float least = 2.0f * static_cast<float>(shape.n) * static_cast<float>(shape.k) *
                       static_cast<float>(args.m) / kFlopsAMicrosecond;
   TilePlan best;
   for (const Cost& cost : kCosts) {
-    const float unit = unit_cost.At(cost.tokens);
+    const float unit = UnitMicroseconds(shape, args.dtype, cost.tokens);
     const std::int64_t tiles =
         (shape.Tiles() + 15) / 16 * ((args.m + cost.tokens - 1) / cost.tokens);
     const bool swaps = workspace.flags != nullptr && sms <= kProductFlags &&
                        workspace.partial_bytes >= SharedBytes(cost.tokens, sms);
     const auto consider = [&](TilePlan plan, float us) {
-      plan.us = std::max(us, least);
+      plan.us = std::max(us, least) + kStart;
       if (best.us == 0.0f || plan.us < best.us) best = plan;
     };
     const auto each = static_cast<float>(units) * unit;

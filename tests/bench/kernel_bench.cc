@@ -1,9 +1,9 @@
 // Times the quantized products beside cuBLAS fp16 in the same run, and the chain of a layer's four
 // products.
 //
-//   kernel_bench products [--encodings int4,...] [--m 1,...] [--copy packed|expanded]
-//                                                             a CSV row a (shape, m, encoding);
-//                                                             expanded: a 16-bit copy is kept
+//   kernel_bench products [--encodings int4,...] [--m 1,...] [--keep codes,copy]
+//                                                             a CSV row a (shape, m, encoding, what
+//                                                             is kept: codes, or a 16-bit copy too)
 //   kernel_bench plans                                        every cut of the streamed product
 //   kernel_bench tiles [--encodings int4,...] [--m 32,...]    and of the tile product
 //   kernel_bench chain [--encodings int4] [--m 1,...] [--path product|stream|tiles]
@@ -14,12 +14,13 @@
 #include <cublas_v2.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <functional>
-#include <map>
 #include <set>
 #include <sstream>
 #include <string>
+#include <thread>
 
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/product.cuh"
@@ -190,24 +191,24 @@ DeviceArray<std::uint16_t> RandomDense(std::int64_t size, int copies, std::mt199
   return w;
 }
 
-void Products(const std::string& encodings, const std::string& copy,
+// Long products heat the card until its power cap slows what comes next: each measurement starts
+// from a short rest, and what is compared is measured one right after the other.
+void Rest() { std::this_thread::sleep_for(std::chrono::milliseconds(15)); }
+
+void Products(const std::string& encodings, const std::string& keep,
               const std::vector<int>& tokens) {
   std::mt19937 rng(1);
   const int max_m = *std::max_element(tokens.begin(), tokens.end());
   const Scratch scratch(28672LL * 4096, max_m);
-  std::map<std::pair<std::string, int>, double> dense;
-  std::printf("shape,n,k,encoding,copy,m,us,cublas_fp16_us,speedup,weight_TBps\n");
+  std::printf("shape,n,k,encoding,kept,m,us,cublas_fp16_us,speedup,weight_TBps\n");
   for (const Shape& shape : kLlama8B) {
     const DeviceArray<std::uint16_t> x(
         RandomHalves(static_cast<std::int64_t>(max_m) * shape.k, DType::kF16, rng));
     const DeviceArray<std::uint16_t> out(static_cast<std::int64_t>(max_m) * shape.n);
     const std::int64_t size = static_cast<std::int64_t>(shape.n) * shape.k;
     const int dense_copies = static_cast<int>(kRotation / (size * 2) + 1);
-    DeviceArray<std::uint16_t> dense_weights = RandomDense(size, dense_copies, rng);
-    for (int m : tokens) {
-      dense[{shape.name, m}] = TimeCublas(scratch.cublas(), shape, m, dense_weights, dense_copies,
-                                          x, out, std::max(dense_copies, m > 256 ? 8 : 24));
-    }
+    const DeviceArray<std::uint16_t> dense = RandomDense(size, dense_copies, rng);
+    const DeviceArray<std::uint16_t> expanded(size * dense_copies);
     for (const Encoding& e : kEncodings) {
       bool wanted = false;
       for (const std::string& name : Split(encodings)) wanted |= name == e.name;
@@ -215,30 +216,33 @@ void Products(const std::string& encodings, const std::string& copy,
       const PackedShape packed{shape.n, shape.k, e.kind, e.bits, e.group, e.offset};
       const int copies = static_cast<int>(kRotation / packed.Bytes() + 1);
       const Weights w(shape, e, copies, rng);
-      if (copy == "expanded") {
-        for (int i = 0; i < dense_copies; ++i) {
-          NIBBLE_CUDA_OK(
-              DequantizePacked(w.At(0), DType::kF16, dense_weights.get() + i * size, nullptr));
-        }
-        NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+      for (int i = 0; i < dense_copies; ++i) {
+        NIBBLE_CUDA_OK(DequantizePacked(w.At(0), DType::kF16, expanded.get() + i * size, nullptr));
       }
+      NIBBLE_CUDA_OK(cudaDeviceSynchronize());
       for (int m : tokens) {
-        const int launches = std::max(copies, m > 256 ? 8 : 24);
-        const double us = MedianReplay([&](cudaStream_t stream) {
-                            for (int i = 0; i < launches; ++i) {
-                              ProductArgs args = Args(shape, m, x, out);
-                              args.w = w.At(i % copies);
-                              if (copy == "expanded")
-                                args.expanded = dense_weights.get() + i % dense_copies * size;
-                              args.dependent = i > 0;
-                              NIBBLE_CUDA_OK(Product(args, scratch.product(), stream));
-                            }
-                          }) /
-                          launches;
-        const double reference = dense[{shape.name, m}];
-        std::printf("%s,%d,%d,%s,%s,%d,%.2f,%.2f,%.2f,%.2f\n", shape.name, shape.n, shape.k, e.name,
-                    copy.c_str(), m, us, reference, reference / us, w.bytes() / us * 1e-6);
-        std::fflush(stdout);
+        Rest();
+        const double reference = TimeCublas(scratch.cublas(), shape, m, dense, dense_copies, x, out,
+                                            std::max(dense_copies, m > 256 ? 8 : 24));
+        for (const std::string& kept : Split(keep)) {
+          const int launches = std::max(copies, m > 256 ? 8 : 24);
+          Rest();
+          const double us = MedianReplay([&](cudaStream_t stream) {
+                              for (int i = 0; i < launches; ++i) {
+                                ProductArgs args = Args(shape, m, x, out);
+                                args.w = w.At(i % copies);
+                                if (kept == "copy")
+                                  args.expanded = expanded.get() + i % dense_copies * size;
+                                args.dependent = i > 0;
+                                NIBBLE_CUDA_OK(Product(args, scratch.product(), stream));
+                              }
+                            }) /
+                            launches;
+          std::printf("%s,%d,%d,%s,%s,%d,%.2f,%.2f,%.2f,%.2f\n", shape.name, shape.n, shape.k,
+                      e.name, kept.c_str(), m, us, reference, reference / us,
+                      w.bytes() / us * 1e-6);
+          std::fflush(stdout);
+        }
       }
     }
   }
@@ -346,9 +350,10 @@ void Plans(const std::vector<int>& tokens) {
   }
 }
 
-// Each product once on cold weights, for a profiler.
+// Each product twice on cold weights, for a profiler.
 void Once(const std::string& encoding, const std::vector<int>& tokens) {
   std::mt19937 rng(1);
+  const Scratch scratch(28672LL * 4096, *std::max_element(tokens.begin(), tokens.end()));
   for (const Shape& shape : kLlama8B) {
     for (const Encoding& e : kEncodings) {
       if (encoding != e.name) continue;
@@ -361,7 +366,7 @@ void Once(const std::string& encoding, const std::vector<int>& tokens) {
         args.dependent = false;
         for (int i = 0; i < 2; ++i) {
           args.w = w.At(i);
-          NIBBLE_CUDA_OK(StreamProduct(args, nullptr));
+          NIBBLE_CUDA_OK(Product(args, scratch.product(), nullptr));
         }
         NIBBLE_CUDA_OK(cudaDeviceSynchronize());
       }
@@ -492,13 +497,13 @@ void Chain(const std::string& encoding, const std::string& path, const std::vect
 
 int main(int argc, char** argv) {
   using namespace nibble::cuda::bench;
-  std::string mode = argc > 1 ? argv[1] : "", encodings = "int4", path = "product", copy = "packed",
+  std::string mode = argc > 1 ? argv[1] : "", encodings = "int4", path = "product", keep = "codes",
               m;
   for (int i = 2; i + 1 < argc; i += 2) {
     if (std::strcmp(argv[i], "--encodings") == 0) encodings = argv[i + 1];
     if (std::strcmp(argv[i], "--m") == 0) m = argv[i + 1];
     if (std::strcmp(argv[i], "--path") == 0) path = argv[i + 1];
-    if (std::strcmp(argv[i], "--copy") == 0) copy = argv[i + 1];
+    if (std::strcmp(argv[i], "--keep") == 0) keep = argv[i + 1];
   }
   const auto tokens = [&](const char* otherwise) {
     std::vector<int> values;
@@ -510,7 +515,7 @@ int main(int argc, char** argv) {
   NIBBLE_CUDA_OK(cudaGetDeviceProperties(&properties, 0));
   std::printf("# %s, %d SMs\n", properties.name, properties.multiProcessorCount);
   if (mode == "products")
-    Products(encodings, copy, tokens("1,2,4,8,16,32,64,128,256,512,1024,4096"));
+    Products(encodings, keep, tokens("1,2,4,8,16,32,64,128,256,512,1024,4096"));
   else if (mode == "plans")
     Plans(tokens("1,4,8,16"));
   else if (mode == "tiles")
