@@ -117,7 +117,7 @@ struct QuantizedBlock {
   float sum;  // scale * code_sum
   float half_sum[2];
   std::int32_t code_sum;          // of its span, in the span's first block
-  std::int32_t half_code_sum[2];  // of 16 k each
+  std::int32_t half_code_sum[2];  // of 16 k each, where a span is one block
   std::int32_t unused;
 };
 struct QuantizedRows {

@@ -66,7 +66,7 @@ std::string CpuBackend::ComputeName() const {
   switch (context_.rounding) {
     case InputRounding::kNone: return "f32";
     case InputRounding::kInt8: return "int8 in blocks of 32";
-    case InputRounding::kInt16: return "int16 in blocks of 32";
+    case InputRounding::kInt16: return "int16 in blocks of 32 or 64";
   }
   return "f32";
 }

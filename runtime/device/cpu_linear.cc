@@ -193,10 +193,11 @@ class SegmentPacker {
     args.bf16 = dense.dtype == DType::kBF16;
     args.n = m_.n;
     args.k = m_.k;
+    static const cpu::KernelTable& kernels = cpu::KernelsOf(cpu::BestIsa());
     for (; args.tile < m_.tiles; ++args.tile) {
       args.codes = memory_.At<std::uint8_t>(at_.codes) + args.tile * m_.tile_bytes;
       args.scales = scales + args.tile * m_.groups * kTileRows;
-      cpu::KernelsOf(cpu::BestIsa()).pack_dense(args);
+      kernels.pack_dense(args);
     }
     m_.codes = memory_.At<std::uint8_t>(at_.codes);
     m_.scale.data = scales;

@@ -31,7 +31,7 @@ LinearWeight SomeWeight(std::int64_t n, std::int64_t k) {
 }  // namespace
 
 double MeasureBandwidth(const CpuContext& context) {
-  constexpr std::int64_t kBytes = std::int64_t{96} << 20;  // beyond common caches
+  constexpr std::int64_t kBytes = std::int64_t{64} << 20;  // beyond common caches
   constexpr std::int64_t kPart = std::int64_t{1} << 20;
   const absl::StatusOr<HostMemory> memory = HostMemory::Allocate(kBytes);
   if (!memory.ok()) return 0.0;
@@ -40,19 +40,25 @@ double MeasureBandwidth(const CpuContext& context) {
   for (std::int64_t i = 0; i < kBytes / 8; i += step)
     words[i] = 1;  // real pages, not the shared zero page
   std::atomic<std::uint64_t> total{0};
-  const auto start = std::chrono::steady_clock::now();
-  context.pool->For(kBytes / kPart, 1, [&](std::int64_t begin, std::int64_t end, int) {
-    const std::uint64_t* p = words + begin * kPart / 8;
-    std::uint64_t sums[8] = {};
-    for (std::int64_t i = 0; i < (end - begin) * kPart / 8; i += 8) {
-      for (int lane = 0; lane < 8; ++lane) sums[lane] += p[i + lane];
-    }
-    std::uint64_t sum = 0;
-    for (const std::uint64_t s : sums) sum += s;
-    total.fetch_add(sum, std::memory_order_relaxed);
-  });
-  const double seconds = Seconds(start);
-  return total.load() > 0 && seconds > 0 ? static_cast<double>(kBytes) / seconds : 0.0;
+  double best = 0.0;
+  for (int round = 0; round < 3; ++round) {
+    const auto start = std::chrono::steady_clock::now();
+    context.pool->For(kBytes / kPart, 1, [&](std::int64_t begin, std::int64_t end, int) {
+      const std::uint64_t* p = words + begin * kPart / 8;
+      std::uint64_t sums[8] = {};
+      for (std::int64_t i = 0; i < (end - begin) * kPart / 8; i += 8) {
+        __builtin_prefetch(p + i + 1024);
+        for (int lane = 0; lane < 8; ++lane) sums[lane] += p[i + lane];
+      }
+      std::uint64_t sum = 0;
+      for (const std::uint64_t s : sums) sum += s;
+      total.fetch_add(sum, std::memory_order_relaxed);
+    });
+    const double seconds = Seconds(start);
+    if (total.load() > 0 && seconds > 0)
+      best = std::max(best, static_cast<double>(kBytes) / seconds);
+  }
+  return best;
 }
 
 double MeasureFlops(const CpuContext& context) {

@@ -12,7 +12,7 @@
 
 namespace nibble {
 
-// What inputs of integer-coded weights may be rounded to: integers in blocks of 32, or nothing.
+// What inputs of integer-coded weights may be rounded to: integers in blocks, or nothing.
 enum class InputRounding : std::uint8_t { kNone, kInt8, kInt16 };
 
 // What every part of the executor works with; owned by the backend.

@@ -251,7 +251,8 @@ def main():
 
     def bandwidth():
         return bench(nibble, ["--synthetic", "llama-3.2-1b", "--quant", "q4_0", "--batches", "1,4", "--contexts",
-                              "16,256", "--prompts", "64", "--max-context", "4096", "--output-tokens", "32"], threads)
+                              "16,256", "--prompts", "64", "--max-context", "1024", "--max-batch", "4",
+                              "--output-tokens", "32"], threads)
 
     parts = {"runs": runs, "busy": lambda: measure_busy(nibble, peer, options.model, threads), "formats": formats,
              "bandwidth": bandwidth}
