@@ -53,6 +53,12 @@ absl::Status CudaCompiler::Check() const {
                      "model's have ",
                      kv_.head_dim));
   }
+  if (kv_.Scaled() && kv_.head_dim % 16 != 0) {
+    return absl::UnimplementedError(absl::StrCat(
+        "the cuda backend keeps keys and values in 8 bits for heads of a multiple of 16; the "
+        "model's have ",
+        kv_.head_dim, ": change --kv-dtype"));
+  }
   return absl::OkStatus();
 }
 

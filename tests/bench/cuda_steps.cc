@@ -322,6 +322,7 @@ absl::Status Run(const Flags& flags) {
 }  // namespace nibble
 
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   const auto flags = nibble::ParseFlags(argc, argv);
   const absl::Status status = flags.ok() ? nibble::Run(*flags) : flags.status();
   if (status.ok()) return 0;

@@ -17,7 +17,7 @@
 namespace nibble {
 
 struct TinyModel {
-  static constexpr std::int32_t kHidden = 72, kHeads = 9, kKvHeads = 3, kHeadDim = 8, kDim = 80,
+  static constexpr std::int32_t kHidden = 72, kHeads = 9, kKvHeads = 3, kHeadDim = 16, kDim = 80,
                                 kVocab = 301;
   static constexpr std::int32_t kQkv = (kHeads + 2 * kKvHeads) * kHeadDim;
   static constexpr std::int32_t kExperts = 5;

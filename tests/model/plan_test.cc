@@ -162,7 +162,7 @@ TEST_F(PlanTest, KeepsAnExpandedCopyWhereTheKvPoolCanSpareIt) {
     return PlanMemory(config_, *checkpoint_, *format_, backend, options);
   };
   PlanOptions options;
-  options.max_batch = 4;
+  options.max_batch = 2;
   options.kv_dtype = DType::kF16;
   const auto roomy = plan_with(options);
   ASSERT_TRUE(roomy.ok()) << roomy.status();

@@ -151,7 +151,7 @@ TEST_P(CudaRunnerTest, DeterministicRowsAreTheSameAloneAndAmongSixtyThreeOthers)
   const auto runner = Compile(*cuda, std::move(model), {.deterministic = true});
   constexpr std::int32_t kSteps = 20;
   std::vector<Member> all;
-  for (std::int32_t s = 0; s < 64; ++s) all.push_back({s, s == 41 ? 250 : 1 + s * 5 % 26});
+  for (std::int32_t s = 0; s < 64; ++s) all.push_back({s, s == 41 ? 250 : 2 + s * 5 % 26});
   for (const std::int32_t watched : {0, 13, 41, 63}) {
     std::vector<RowResult> alone;
     for (std::int32_t i = 0; i < kSteps; ++i)
@@ -317,6 +317,21 @@ TEST_P(CudaRunnerTest, RefusesWhatItCannotKeep) {
   const auto status =
       cuda->Compile(model.program, std::move(model.weights), model.kv, model.limits, {}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented) << status;
+
+  TinyModel narrow = MakeModel(*cuda);
+  narrow.program.head_dim = narrow.kv.head_dim = 8;
+  narrow.program.num_heads *= 2;
+  narrow.program.num_kv_heads *= 2;
+  narrow.kv.num_kv_heads *= 2;
+  narrow.kv.dtype = DType::kI8;
+  for (Op& op : narrow.program.ops) {  // whose vectors are for the heads as they were
+    if (auto* rope = std::get_if<RopeAppendOp>(&op)) rope->q_norm = rope->k_norm = kNoVector;
+    if (auto* attention = std::get_if<AttentionOp>(&op)) attention->sinks = kNoVector;
+  }
+  const auto refused =
+      cuda->Compile(narrow.program, std::move(narrow.weights), narrow.kv, narrow.limits, {})
+          .status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kUnimplemented) << refused;
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CudaRunnerTest, testing::Values(Compute::kF16, Compute::kBF16),
