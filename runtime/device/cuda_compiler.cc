@@ -329,8 +329,16 @@ void CudaCompiler::AddRow8Product(const std::string& what, const CudaSegment& se
     cuda::Row8ProductArgs each = product;
     each.product.m = RowsOf(shape, per_row);
     each.product.dependent = options.dependent;
-    if (DividesAtOnce(shape)) each.product.norm_out = {};
-    return cuda::Row8Product(each, scratch, options.stream);
+    each.product.norm_out.eps = 0.0f;
+    if (!DividesAtOnce(shape) || args.norm_out.normed == nullptr)
+      return cuda::Row8Product(each, scratch, options.stream);
+    each.product.norm_out = {};
+    const cudaError_t error = cuda::Row8Product(each, scratch, options.stream);
+    if (error != cudaSuccess) return error;
+    return cuda::AddRmsNorm(args.dtype, args.residual, nullptr, args.norm_out.weight,
+                            args.norm_out.normed, each.product.m,
+                            static_cast<int>(each.product.w.shape.n), args.norm_out.eps,
+                            {options.stream, true});
   });
   launch.weight_bytes = segment.bytes();
   launch.flops_a_row = 2.0 * static_cast<double>(segment.matrix.shape.n) * static_cast<double>(k);
