@@ -48,6 +48,9 @@ std::vector<float> Decode(const LinearWeight& weight) {
               shape.offset == OffsetMode::kZeros ? offsets[group] : static_cast<float>(rows.zero());
           w = scales[group] * (static_cast<float>(q) - zero);
         }
+      } else if (form.kind == CudaForm::Kind::kRow8) {
+        const auto byte = static_cast<std::uint8_t>(elements[static_cast<std::size_t>(k)]);
+        w = scales[0] * static_cast<std::int8_t>(byte);
       } else if (rows.element() == DType::kF32) {
         std::memcpy(&w, elements.data() + k * 4, 4);
       } else {
@@ -62,8 +65,9 @@ std::vector<float> Decode(const LinearWeight& weight) {
 
 TEST(CudaRowsTest, DescribeTheWeight) {
   for (const std::int64_t k : {320, 72, 75}) {
-    for (const NamedWeight& each : EveryEncoding(40, k, 6)) {
-      if (CudaFormOf(SpecOf(each.weight))->kind == CudaForm::Kind::kE4m3) continue;
+    for (const NamedWeight& each : EveryEncoding(k == 320 ? 48 : 40, k, 6)) {
+      const LinearSpec spec = SpecOf(each.weight);
+      if (spec.kind == EncodingKind::kRow8 && spec.dtype == DType::kF8E4M3) continue;
       const std::vector<float> expected = Dequantize(each.weight).value();
       const std::vector<float> got = Decode(each.weight);
       for (std::size_t i = 0; i < expected.size(); ++i) {
@@ -87,6 +91,32 @@ TEST(CudaRowsTest, FormsAreKnownFromTheSpecAlone) {
   LinearSpec seven = SpecOf(EveryEncoding(40, 320, 6)[3].weight);
   seven.bits = 7;
   EXPECT_EQ(CudaFormOf(seven).status().code(), absl::StatusCode::kUnimplemented);
+}
+
+TEST(CudaRowsTest, RowsOfEightBitsKeepTheirBytes) {
+  WeightMaker make(6);
+  const LinearWeight weight = make.Row8Weight(48, 320, DType::kI8, ActivationQuant::kStatic);
+  const CudaForm form = CudaFormOf(SpecOf(weight)).value();
+  ASSERT_EQ(form.kind, CudaForm::Kind::kRow8);
+  EXPECT_EQ(form.bytes(), 48 * (320 + 4 + 4));
+  const CudaRows rows = CudaRows::Of(weight, form).value();
+  const Row8& row8 = std::get<Row8>(weight.encoding);
+  ASSERT_NE(row8.static_zero, 0);
+  const std::vector<float> values = Dequantize(weight).value();
+  for (std::int64_t n = 0; n < 48; ++n) {
+    const auto row = values.begin() + n * 320;
+    const double sum = std::accumulate(row, row + 320, 0.0);
+    EXPECT_NEAR(rows.InputOffset(n), -sum * row8.static_zero * row8.static_scale, 1e-3);
+  }
+  // What the products of bytes do not take stays packed.
+  EXPECT_EQ(
+      CudaFormOf(SpecOf(make.Row8Weight(40, 320, DType::kI8, ActivationQuant::kDynamic)))->kind,
+      CudaForm::Kind::kPacked);
+  EXPECT_EQ(CudaFormOf(SpecOf(make.Row8Weight(48, 320, DType::kI8, ActivationQuant::kNone)))->kind,
+            CudaForm::Kind::kPacked);
+  EXPECT_EQ(
+      CudaFormOf(SpecOf(make.Row8Weight(48, 320, DType::kF8E4M3, ActivationQuant::kNone)))->kind,
+      CudaForm::Kind::kE4m3);
 }
 
 TEST(CudaRowsTest, LargestScaleIsAHalf) {
