@@ -17,8 +17,9 @@
 //
 // At 4 bits, pair r of a step lies in nibbles r (first) and r + 4 (second) of one 32-bit word, a
 // lane's four steps in one 128-bit word. Other widths are sums of *bit planes* laid one after the
-// other inside the atom: 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, low bits first. Rows and columns past the
-// matrix have code 0, scale 0, offset 0.
+// other inside the atom: 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, low bits first. Narrower planes keep to
+// the nibbles: two or four steps share each. Rows and columns past the matrix have code 0, scale 0,
+// offset 0.
 #pragma once
 
 #include <bit>
@@ -106,6 +107,12 @@ constexpr int PlaneWordByte(int plane, int lane, int word) {
   return plane < 8 ? (lane * plane + word) * 4 : word / 4 * 512 + (lane * 4 + word % 4) * 4;
 }
 
+// Bit, in the word of a plane, of the first code of pair `pair` of k-step `step`; the second code's
+// is 16 higher. Word: (4 * step + pair) * plane / 16.
+constexpr int PlaneBit(int plane, int step, int pair) {
+  return plane == 8 ? 8 * (pair % 2) : 4 * pair + plane * (step % (4 / plane));
+}
+
 // The 32-bit words of one lane in one atom. code(row, column) gives the code inside the atom;
 // store(byte, value) stores a word at byte `byte` of the atom.
 template <typename Code, typename Store>
@@ -134,7 +141,7 @@ constexpr void PackLane(int lane, int bits, CodeKind kind, const Code& code, con
           const int pair_index = word * pairs_a_word + p;  // over the 16 pairs of the lane
           step = pair_index / 4;
           pair = pair_index % 4;
-          shift = 16 * half + plane * p;
+          shift = 16 * half + PlaneBit(plane, step, pair);
         }
         const AtomCoordinate at = AtomCoordinateOf(lane, step, pair, half);
         const auto q = static_cast<std::uint32_t>(code(at.row, at.column));

@@ -61,7 +61,7 @@ struct IntegerCodes {
   static constexpr int kShift = kHalf || kBits == 8 ? 0 : 128;
   static constexpr int kExponentLow = kHalf ? 24 : 0;
   // Bit of the half register where row g + 8's code starts.
-  static constexpr int kBitHigh = !kHalf || kBits == 8 ? 0 : kLow;
+  static constexpr int kBitHigh = !kHalf || kBits == 8 ? 0 : 4;
   static constexpr int kExponentHigh = kHalf ? 24 - kBitHigh : 0;
 
   std::uint32_t low[kLow];
@@ -117,33 +117,32 @@ struct IntegerCodes {
                                                             std::uint32_t magic = 0) const {
     const int at = (pair & 1) ? kBitHigh : 0;
     const int index = step * 4 + pair;  // of the lane's 16 pairs
-    constexpr int kPairsAWord = 16 / kLow;
-    const std::uint32_t low_mask = (((1u << kLow) - 1) * 0x10001u) << at;
-    std::uint32_t v = AndOr(ShiftRight(low[index / kPairsAWord], kLow * (index % kPairsAWord) - at),
-                            low_mask, magic);
-    if constexpr (kHigh > 0) {
-      constexpr int kHighPairs = 16 / kHigh;
-      const std::uint32_t high_mask = (((1u << kHigh) - 1) * 0x10001u) << (at + kLow);
-      v = AndOr(ShiftRight(high[index / kHighPairs], kHigh * (index % kHighPairs) - at - kLow),
-                high_mask, v);
+    if constexpr (kBits == 3) {         // the step's codes as nibbles first, all four pairs at once
+      const std::uint32_t two = ShiftRight(low[step / 2], PlaneBit(2, step, 0)) & 0x33333333u;
+      const std::uint32_t three =
+          AndOr(ShiftRight(high[0], PlaneBit(1, step, 0) - 2), 0x44444444u, two);
+      return AndOr(ShiftRight(three, 4 * pair - at), 0x70007u << at, magic);
     }
-    return v;
-  }
-
-  __device__ __forceinline__ std::uint32_t Pair(int step, int pair) const {
-    std::uint32_t v = RawPair(step, pair);
-    if constexpr (kShift != 0) v |= 0x43004300u;
-    if constexpr (!kHalf && kBits == 8) {  // 2^23 + q as f32, then to bf16: exact, q has 8 bits
-      const float first = __uint_as_float(0x4B000000u | (v & 0xffffu)) - 8388608.0f;
-      const float second = __uint_as_float(__byte_perm(v, 0x4B000000u, 0x7632)) - 8388608.0f;
-      v = PackPair<T>(first, second);
-    }
+    const auto plane = [&](const std::uint32_t* words, int bits, int to, std::uint32_t add) {
+      const std::uint32_t mask = (((1u << bits) - 1) * 0x10001u) << to;
+      return AndOr(ShiftRight(words[index * bits / 16], PlaneBit(bits, step, pair) - to), mask, add);
+    };
+    std::uint32_t v = plane(low, kLow, at, magic);
+    if constexpr (kHigh > 0) v = plane(high, kHigh, at + kLow, v);
     return v;
   }
 
   __device__ __forceinline__ void Fragment(int step, std::uint32_t, std::uint32_t (&a)[4]) const {
 #pragma unroll
-    for (int pair = 0; pair < 4; ++pair) a[pair] = Pair(step, pair);
+    for (int pair = 0; pair < 4; ++pair) {
+      std::uint32_t v = RawPair(step, pair, kShift == 0 ? 0 : 0x43004300u);
+      if constexpr (!kHalf && kBits == 8) {  // 2^23 + q as f32, then to bf16: exact, q has 8 bits
+        const float first = __uint_as_float(0x4B000000u | (v & 0xffffu)) - 8388608.0f;
+        const float second = __uint_as_float(__byte_perm(v, 0x4B000000u, 0x7632)) - 8388608.0f;
+        v = PackPair<T>(first, second);
+      }
+      a[pair] = v;
+    }
   }
 };
 
@@ -182,6 +181,18 @@ struct CodebookCodes {
     a[3] = Lookup(table + ((w >> 17) & 0x7f80));
   }
 
+  // The same by the table itself and the lane's place in an entry, lane * 4: one operation less a
+  // pair, where shared memory's base is an operand of the load.
+  __device__ __forceinline__ void Fragment(int step, const char* pairs, std::uint32_t lane_bytes,
+                                           std::uint32_t (&a)[4]) const {
+    const std::uint32_t w = low[step];
+#pragma unroll
+    for (int pair = 0; pair < 4; ++pair) {
+      const std::uint32_t at = AndOr(ShiftRight(w, 8 * pair - 7), 0x7f80, lane_bytes);
+      a[pair] = *reinterpret_cast<const std::uint32_t*>(pairs + at);
+    }
+  }
+
   // No memory clobber: the table never changes, the compiler may move these loads.
   static __device__ __forceinline__ std::uint32_t Lookup(std::uint32_t at) {
     std::uint32_t v;
@@ -191,9 +202,14 @@ struct CodebookCodes {
 
   // Fills the pair table; every thread of the block takes part, a block barrier must follow.
   static __device__ __forceinline__ void FillTable(std::uint32_t* pairs, const float* table) {
-    for (int i = threadIdx.x; i < 256 * 32; i += blockDim.x) {
-      const int byte = i / 32;
-      pairs[i] = PackPair<T>(table[byte & 15], table[byte >> 4]);
+    for (int i = threadIdx.x; i < 512; i += blockDim.x) {  // half of an entry's banks
+      const int byte = i / 2;
+      const std::uint32_t v = PackPair<T>(table[byte & 15], table[byte >> 4]);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {  // neighbours begin at other banks
+        *reinterpret_cast<uint4*>(pairs + byte * 32 + i % 2 * 16 + (j + byte) % 4 * 4) =
+            make_uint4(v, v, v, v);
+      }
     }
   }
 };

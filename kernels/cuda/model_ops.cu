@@ -96,7 +96,7 @@ __device__ int AtomCode(const std::uint8_t* atom, int bits, CodeKind kind, int r
     const int pairs_a_word = 16 / plane, pair_index = step * 4 + pair;
     const int word = kind == CodeKind::kCodebook ? step : pair_index / pairs_a_word;
     const int shift = kind == CodeKind::kCodebook ? 4 * (2 * pair + half)
-                                                  : 16 * half + plane * (pair_index % pairs_a_word);
+                                                  : 16 * half + PlaneBit(plane, step, pair);
     const std::uint32_t value = *reinterpret_cast<const std::uint32_t*>(
         atom + plane_byte + PlaneWordByte(plane, lane, word));
     code |= static_cast<int>(value >> shift & ((1u << plane) - 1)) << low;

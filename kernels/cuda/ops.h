@@ -100,9 +100,12 @@ struct ProductArgs {
       true;  // programmatic dependent launch: may start before the stream's previous kernel ends
 };
 
-// How a streamed product is cut; zero fields are chosen by the launcher. For benches and tests.
+// How a streamed product is cut.
 struct StreamPlan {
-  int cluster = 0;  // blocks that share a tile's columns: 1, 2, 4 or 8
+  // Blocks that share tiles, each with columns of its own: 1, 2 or 4; 0: chosen. The order of
+  // sums depends on it and on the matrix, not on the number of tokens.
+  int parts = 0;
+  std::uint32_t* flags = nullptr;  // ProductScratch::flags; null: one part
 };
 
 // The decode kernel: weights are streamed once for every 16 tokens. sm_90.
@@ -116,11 +119,11 @@ struct ProductScratch {
   cublasContext* cublas = nullptr;
   void* weights = nullptr;  // 2 * n * k bytes: the weights expanded, or partial sums
   void* raw = nullptr;      // RawBytes(m, n): the product of some tokens before their epilogue
-  // kProductFlags words, zero before the first product and after each: with them the SMs share
-  // tiles that do not go round evenly. Products that may run at once need their own.
+  // kProductFlags words, zero before the first product and after each: through them SMs share
+  // tiles. Products that may run at once need their own.
   std::uint32_t* flags = nullptr;
 };
-inline constexpr int kProductFlags = 256;
+inline constexpr int kProductFlags = 1 << 20;
 std::int64_t RawBytes(int m, std::int64_t n);  // never more than 2 * m * n
 
 // Any number of tokens, any packed encoding. Not launched dependent beyond the streamed sizes.

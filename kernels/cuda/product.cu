@@ -112,15 +112,10 @@ cudaError_t TiledProduct(const ProductArgs& args, const TilePlan& plan,
 
 namespace {
 
-// Where the stream is faster than tiles, measured on an H200 (tests/bench/results/cuda_h200.md).
-// Its second 8 tokens cost it dear where the columns are many, or operands dear and the rows many.
-bool PrefersStream(const ProductArgs& args, bool tiles_swap) {
-  const PackedShape& shape = args.w.shape;
-  if (args.m > kStreamTokens || !SupportsStream(shape)) return false;
-  if (args.m <= 8 || !tiles_swap) return true;
-  if (shape.k >= 2 * shape.n) return false;
-  if (shape.kind == CodeKind::kCodebook) return shape.n <= 8192;
-  return shape.bits != 8 || shape.group != kUnitColumns;
+// The stream reads weights once for 16 tokens: up to there it is the fastest
+// (tests/bench/results/cuda_h200.md).
+bool PrefersStream(const ProductArgs& args) {
+  return args.m <= kStreamTokens && SupportsStream(args.w.shape);
 }
 
 // Microseconds of a dense product on an H200: the weights' way from memory or the arithmetic, the
@@ -148,8 +143,7 @@ enum class Path : std::uint8_t {
 };
 
 Path ChoosePath(const ProductArgs& args, const ProductScratch& scratch, float tiles_us) {
-  if (PrefersStream(args, scratch.weights != nullptr && scratch.flags != nullptr))
-    return Path::kStream;
+  if (PrefersStream(args)) return Path::kStream;
   if (scratch.cublas == nullptr || scratch.raw == nullptr) return Path::kTiles;
   const float dense_us = DenseMicroseconds(args);
   if (args.expanded != nullptr) return dense_us < tiles_us ? Path::kExpanded : Path::kTiles;
@@ -194,7 +188,7 @@ cudaError_t Product(const ProductArgs& args, const ProductScratch& scratch, cuda
   }
   const bool whole_norm = args.output == Output::kResidual && args.norm_out.eps > 0;
   if (whole_norm) product.norm_out = {};
-  error = path == Path::kStream ? StreamProduct(product, stream)
+  error = path == Path::kStream ? StreamProduct(product, stream, {0, scratch.flags})
                                 : TiledProduct(product, tiles, workspace, stream);
   if (error != cudaSuccess || !whole_norm) return error;
   ProductArgs norm = args;  // of the stream as it is

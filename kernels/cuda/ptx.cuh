@@ -105,7 +105,25 @@ __device__ __forceinline__ void BulkCopy(std::uint32_t shared, const void* globa
       : "memory");
 }
 
+// To the same shared address, and the barrier there, in every block of the cluster that `blocks`
+// names.
+__device__ __forceinline__ void BulkCopyToCluster(std::uint32_t shared, const void* global,
+                                                  std::uint32_t bytes, std::uint32_t barrier,
+                                                  std::uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1], %2, [%3], %4;" ::"r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier), "h"(blocks)
+      : "memory");
+}
+
 // ---- Clusters ----
+__device__ __forceinline__ void ClusterArrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void ClusterWait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 __device__ __forceinline__ std::uint32_t ClusterRank() {
   std::uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -133,6 +151,21 @@ __device__ __forceinline__ std::uint32_t LoadAcquire(const std::uint32_t* at) {
   return value;
 }
 
+// Words that are themselves the news: no order among them.
+__device__ __forceinline__ void StoreRelaxed128(std::uint32_t* at, uint4 v) {
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(at), "r"(v.x),
+               "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+__device__ __forceinline__ uint4 LoadRelaxed128(const std::uint32_t* at) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(at)
+               : "memory");
+  return v;
+}
+
 // ---- Shared-memory loads that must stay between barrier waits ----
 __device__ __forceinline__ uint4 LoadShared128(std::uint32_t shared) {
   uint4 v;
@@ -151,6 +184,11 @@ __device__ __forceinline__ std::uint32_t LoadShared32(std::uint32_t shared) {
   std::uint32_t v;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(shared) : "memory");
   return v;
+}
+__device__ __forceinline__ void StoreShared128(std::uint32_t shared, uint4 v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w)
+               : "memory");
 }
 __device__ __forceinline__ void StoreShared(std::uint32_t shared, float v) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared), "f"(v) : "memory");

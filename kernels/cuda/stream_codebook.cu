@@ -3,22 +3,13 @@
 #include "kernels/cuda/stream_product.cuh"
 
 namespace nibble::cuda {
-namespace {
-
-template <typename T>
-StreamLauncher ByGroup(int group, int token_tiles) {
-  switch (group) {
-    case 64: return StreamByTokens<T, CodeKind::kCodebook, 4, 64, false>(token_tiles);
-    case 32: return StreamByTokens<T, CodeKind::kCodebook, 4, 32, false>(token_tiles);
-    default: return nullptr;
-  }
-}
-
-}  // namespace
 
 StreamLauncher FindStreamCodebook(DType dtype, int group, int token_tiles) {
-  return dtype == DType::kF16 ? ByGroup<half>(group, token_tiles)
-                              : ByGroup<__nv_bfloat16>(group, token_tiles);
+  switch (group) {
+    case 64: return StreamByType<CodeKind::kCodebook, 4, 64, false>(dtype, token_tiles);
+    case 32: return StreamByType<CodeKind::kCodebook, 4, 32, false>(dtype, token_tiles);
+    default: return nullptr;
+  }
 }
 
 }  // namespace nibble::cuda

@@ -3,26 +3,15 @@
 #include "kernels/cuda/stream_product.cuh"
 
 namespace nibble::cuda {
-namespace {
-
-template <typename T>
-StreamLauncher ByGroup(int group, bool offsets, int token_tiles) {
-  switch (group) {
-    case 128: return StreamByOffsets<T, 4, 128>(offsets, token_tiles);
-#ifndef NIBBLE_CUDA_FEW_TILES
-    case 64: return StreamByOffsets<T, 4, 64>(offsets, token_tiles);
-    case 32: return StreamByOffsets<T, 4, 32>(offsets, token_tiles);
-    case 16: return StreamByOffsets<T, 4, 16>(offsets, token_tiles);
-#endif
-    default: return nullptr;
-  }
-}
-
-}  // namespace
 
 StreamLauncher FindStreamInt4(DType dtype, int group, bool offsets, int token_tiles) {
-  return dtype == DType::kF16 ? ByGroup<half>(group, offsets, token_tiles)
-                              : ByGroup<__nv_bfloat16>(group, offsets, token_tiles);
+  switch (group) {
+    case 128: return StreamByOffsets<4, 128>(dtype, offsets, token_tiles);
+    case 64: return StreamByOffsets<4, 64>(dtype, offsets, token_tiles);
+    case 32: return StreamByOffsets<4, 32>(dtype, offsets, token_tiles);
+    case 16: return StreamByOffsets<4, 16>(dtype, offsets, token_tiles);
+    default: return nullptr;
+  }
 }
 
 }  // namespace nibble::cuda

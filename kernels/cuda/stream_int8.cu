@@ -3,22 +3,13 @@
 #include "kernels/cuda/stream_product.cuh"
 
 namespace nibble::cuda {
-namespace {
-
-template <typename T>
-StreamLauncher ByGroup(int group, bool offsets, int token_tiles) {
-  switch (group) {
-    case 128: return StreamByOffsets<T, 8, 128>(offsets, token_tiles);
-    case 32: return StreamByOffsets<T, 8, 32>(offsets, token_tiles);
-    default: return nullptr;
-  }
-}
-
-}  // namespace
 
 StreamLauncher FindStreamInt8(DType dtype, int group, bool offsets, int token_tiles) {
-  return dtype == DType::kF16 ? ByGroup<half>(group, offsets, token_tiles)
-                              : ByGroup<__nv_bfloat16>(group, offsets, token_tiles);
+  switch (group) {
+    case 128: return StreamByOffsets<8, 128>(dtype, offsets, token_tiles);
+    case 32: return StreamByOffsets<8, 32>(dtype, offsets, token_tiles);
+    default: return nullptr;
+  }
 }
 
 }  // namespace nibble::cuda

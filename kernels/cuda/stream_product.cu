@@ -5,6 +5,10 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kSharedLimit = 227 * 1024;
+constexpr int kPassTokens = 16;
+constexpr int kUnitBytes = 2 * kUnitColumns;  // of a token's activations
+// Activations of a block from which on it pays to copy them to two at once.
+constexpr int kTwinBytes = 16 * 1024;
 
 StreamLauncher FindStream(const PackedShape& shape, DType dtype, int token_tiles) {
   if (shape.kind == CodeKind::kCodebook) return FindStreamCodebook(dtype, shape.group, token_tiles);
@@ -14,53 +18,100 @@ StreamLauncher FindStream(const PackedShape& shape, DType dtype, int token_tiles
   return FindStreamPlanes(dtype, shape.bits, shape.group, offsets, token_tiles);
 }
 
-// Shared memory: norms of the inputs, sums, pair table, activations, partial sums, exchange.
-// Chooses `flush`; false when it does not fit.
-bool PlaceShared(const ProductArgs& args, int token_tiles, StreamGeometry* geometry) {
-  StreamParams& p = geometry->params;
-  const int block_units = (p.units + geometry->cluster - 1) / geometry->cluster;
-  const bool codebook = args.w.shape.kind == CodeKind::kCodebook;
-  const int sum_bytes =
-      codebook ? 0 : block_units * (kUnitColumns / args.w.shape.group) * token_tiles * 32;
-  p.sums_offset = 128;
-  p.table_offset = p.sums_offset + sum_bytes;
-  p.x_offset = (p.table_offset + (codebook ? kPairTableBytes : 0) + 127) / 128 * 128;
-  p.x_row_bytes = block_units * 256 + 16;
-  p.partial_offset = p.x_offset + args.m * p.x_row_bytes;
-  const int tile_bytes = kStreamWarps * args.m * kPartialStride * 4;
-  const int exchange_bytes = geometry->cluster > 1 ? args.m * 64 : 0;
-  const auto buffers = [&](int flush) { return flush >= p.tiles_per_cluster ? 1 : 2; };
-  const auto total = [&](int flush) {
-    return p.partial_offset + buffers(flush) * flush * (tile_bytes + exchange_bytes);
+constexpr int RoundUp(int v, int to) { return (v + to - 1) / to * to; }
+
+// Whether every row of the outputs can be read and written 4 elements at a time.
+bool AllowsVectors(const ProductArgs& args) {
+  const auto aligned = [](const void* pointer) {
+    return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
   };
-  p.flush = p.tiles_per_cluster + p.tiles_per_cluster % 2;
-  while (p.flush > 2 && (total(p.flush) > kSharedLimit || p.flush * args.m > 4000)) p.flush -= 2;
-  if (total(p.flush) > kSharedLimit) return false;
-  p.buffer_floats = p.flush * tile_bytes / 4;
-  p.exchange_offset = p.partial_offset + buffers(p.flush) * p.flush * tile_bytes;
-  geometry->shared_bytes = total(p.flush);
-  return true;
+  if (args.output != Output::kResidual) return aligned(args.out) && args.ldo % 4 == 0;
+  return aligned(args.residual) && aligned(args.norm_out.normed) && aligned(args.norm_out.weight) &&
+         args.w.shape.n % 4 == 0;
 }
 
-cudaError_t LaunchPass(const ProductArgs& args, StreamPlan plan, int sms, cudaStream_t stream) {
-  const PackedShape& shape = args.w.shape;
-  const int units = static_cast<int>(shape.Units()), tiles = static_cast<int>(shape.Tiles());
-  const int token_tiles = args.m <= 8 ? 1 : 2;
-  const StreamLauncher launch = FindStream(shape, args.dtype, token_tiles);
-  if (launch == nullptr) return cudaErrorNotSupported;
+// Cuts the product's tiles and columns over the SMs and places shared memory: norms of the inputs,
+// spans and factors, pair table, activations, partial sums. False when it does not fit.
+bool Cut(const ProductArgs& args, int parts_shift, int sms, StreamGeometry* geometry) {
+  StreamParams& p = geometry->params;
+  const int parts = 1 << parts_shift;
+  int groups = sms >> parts_shift;
+  const int units = (p.units + parts - 1) / parts;
+  p.twins = p.m * units * kUnitBytes >= kTwinBytes && groups >= 2;
+  if (p.twins) groups &= ~1;
+  const std::int64_t exchange = (std::int64_t{p.tiles} * p.m << parts_shift) * kTileRows;
+  if (p.units < parts || groups == 0) return false;
+  if (parts > 1 && (p.exchange == nullptr || exchange > kProductFlags)) return false;
+  p.parts_shift = parts_shift;
+  // Pairs of tiles are multiplied together; a single one where that gives every group its tile.
+  p.group_tiles = (p.tiles + groups - 1) / groups;
+  if (args.output == Output::kGlu) p.group_tiles = RoundUp(p.group_tiles, 2);
+  groups = (p.tiles + p.group_tiles - 1) / p.group_tiles;
+  geometry->blocks = (p.twins ? RoundUp(groups, 2) : groups) * parts;
 
+  const int pairs = (p.group_tiles + 1) / 2;
+  const int token_tiles = p.m <= 8 ? 1 : 2;
+  p.x_row_bytes = units * kUnitBytes + 16;
+  const int warps = StreamWarps(token_tiles);
+  const int fetched_bytes = args.output == Output::kResidual ? 2 * 32 * warps * 16 : 0;
+  const bool codebook = args.w.shape.kind == CodeKind::kCodebook;
+  const int factor_bytes = p.bf16 && args.w.shape.bits == 8 ? units * token_tiles * 32 : 0;
+  const int sum_bytes =
+      codebook || token_tiles == 1 ? 0 : units * token_tiles * 32 * (kUnitColumns / args.w.shape.group);
+  const int table_bytes = codebook ? kPairTableBytes : 0;
+  const auto place = [&](int round_pairs) {
+    p.round_pairs = round_pairs;
+    p.barrier_offset = 64;
+    p.fetched_offset = 80;
+    p.spans_offset = p.fetched_offset + fetched_bytes;
+    p.factors_offset = p.spans_offset + RoundUp(round_pairs * 8, 64);
+    p.sums_offset = p.factors_offset + factor_bytes;
+    p.table_offset = RoundUp(p.sums_offset + sum_bytes, 128);
+    p.x_offset = p.table_offset + table_bytes;
+    p.partial_offset = p.x_offset + RoundUp(p.m * p.x_row_bytes, 128);
+    const int slots = warps + round_pairs - 1;
+    geometry->shared_bytes = p.partial_offset + slots * 2 * p.m * kPartialStride * 4;
+    return geometry->shared_bytes <= kSharedLimit && 2 * round_pairs * p.m < 4096;
+  };
+  for (int rounds = 1; rounds <= pairs; ++rounds) {
+    if (place((pairs + rounds - 1) / rounds)) return true;
+  }
+  return false;
+}
+
+// Microseconds on an H200 (tests/bench/results/cuda_h200.md) of what cuts differ by: the weights of
+// an SM and the rounds of its warps, its activations from L2, and sums that meet there.
+float Cost(const ProductArgs& args, const StreamGeometry& geometry) {
+  const StreamParams& p = geometry.params;
+  constexpr float kKilobyte = 1.0f / 1024;
+  const int parts = 1 << p.parts_shift, units = (p.units + parts - 1) / parts;
+  const int warps = StreamWarps(p.m <= 8 ? 1 : 2);
+  const int rounds = ((p.group_tiles + 1) / 2 * units + warps - 1) / warps;
+  const float weights = p.group_tiles * units * p.block_bytes * kKilobyte / 34;
+  const float inputs = p.m * units * kUnitBytes * kKilobyte / (p.twins ? 80 : 35);
+  const float sums = p.group_tiles * p.m * kTileRows * 4 * kKilobyte * 0.07f +
+                     (args.output == Output::kGlu ? 1.2f : 0.4f);
+  return weights + 0.6f * rounds + inputs + (parts == 1 ? 0.0f : sums);
+}
+
+cudaError_t LaunchPass(const ProductArgs& args, const StreamPlan& plan, int sms,
+                       cudaStream_t stream) {
+  const PackedShape& shape = args.w.shape;
   StreamGeometry geometry = {};
   StreamParams& p = geometry.params;
   p.blocks = args.w.blocks;
   p.block_bytes = shape.BlockBytes();
-  p.units = units;
-  p.tiles = tiles;
+  p.units = static_cast<int>(shape.Units());
+  p.tiles = static_cast<int>(shape.Tiles());
+  p.by_m = (65536 + args.m - 1) / args.m;
   p.offset = shape.offset;
   p.zero = static_cast<float>(shape.offset == OffsetMode::kConstant ? args.w.zero : 0);
   p.multiplier = args.w.multiplier;
-  for (int i = 0; i < 16; ++i) p.table[i] = args.w.table[i];
+  std::copy(args.w.table.begin(), args.w.table.end(), p.table);
   p.x = static_cast<const char*>(args.x);
   p.x_stride = args.ldx * 2;
+  p.bf16 = args.dtype == DType::kBF16;
+  p.vector = AllowsVectors(args);
   p.m = args.m;
   p.k = static_cast<int>(shape.k);
   p.n = static_cast<int>(shape.n);
@@ -72,36 +123,41 @@ cudaError_t LaunchPass(const ProductArgs& args, StreamPlan plan, int sms, cudaSt
   p.ldo = args.ldo;
   p.residual = args.residual;
   p.norm_out = args.norm_out;
+  p.exchange = plan.flags;
 
-  // A larger cluster where there are too few tiles to give every SM one, or the activations need
-  // more room.
-  int cluster = plan.cluster != 0 ? plan.cluster : 1;
-  if (plan.cluster == 0) {
-    while (cluster < 8 && tiles * cluster * 2 <= sms && units >= cluster * 16) cluster *= 2;
+  StreamGeometry best;
+  float best_cost = 0.0f;
+  for (int shift = 0; 1 << shift <= kMostParts; ++shift) {
+    if (plan.parts != 0 && plan.parts != 1 << shift) continue;
+    if (!Cut(args, shift, sms, &geometry)) continue;
+    const float cost = Cost(args, geometry);
+    if (best_cost == 0.0f || cost < best_cost) best = geometry, best_cost = cost;
   }
-  p.by_m = (65536 + args.m - 1) / args.m;
-  for (; cluster <= 8; cluster *= 2) {
-    p.cluster_shift = cluster == 1 ? 0 : cluster == 2 ? 1 : cluster == 4 ? 2 : 3;
-    // GPCs hold 14 to 18 SMs, so not every SM finds a place in a cluster of 4 or 8.
-    const int clusters = cluster <= 2   ? sms / cluster
-                         : cluster == 4 ? (sms - 8) / 4
-                                        : (sms - 16) / 8;
-    const int tile_step = args.output == Output::kGlu ? 2 : 1;
-    p.tiles_per_cluster = (tiles + clusters - 1) / clusters;
-    p.tiles_per_cluster += p.tiles_per_cluster % tile_step;
-    geometry.cluster = cluster;
-    geometry.blocks = (tiles + p.tiles_per_cluster - 1) / p.tiles_per_cluster * cluster;
-    if (PlaceShared(args, token_tiles, &geometry)) return launch(geometry, args.dependent, stream);
-    if (plan.cluster != 0) break;
-  }
-  return cudaErrorInvalidValue;
+  const StreamLauncher launch = FindStream(shape, args.dtype, args.m <= 8 ? 1 : 2);
+  if (launch == nullptr) return cudaErrorNotSupported;
+  if (best_cost == 0.0f) return cudaErrorInvalidValue;
+  return launch(best, args.dependent, stream);
+}
+
+// The first `tokens` of the tokens from `begin` on.
+ProductArgs Tokens(const ProductArgs& args, int begin, int tokens) {
+  ProductArgs pass = args;
+  pass.m = tokens;
+  const std::int64_t n = args.w.shape.n, out_bytes = args.output == Output::kStoreF32 ? 4 : 2;
+  pass.x = static_cast<const char*>(args.x) + begin * args.ldx * 2;
+  if (args.out != nullptr) pass.out = static_cast<char*>(args.out) + begin * args.ldo * out_bytes;
+  if (args.residual != nullptr) pass.residual = args.residual + begin * n;
+  if (args.norm_out.normed != nullptr)
+    pass.norm_out.normed = static_cast<char*>(args.norm_out.normed) + begin * n * 2;
+  if (args.norm_out.square_sums != nullptr)
+    pass.norm_out.square_sums += begin * args.w.shape.Tiles();
+  if (args.norm_in.square_sums != nullptr) pass.norm_in.square_sums += begin * args.norm_in.count;
+  return pass;
 }
 
 }  // namespace
 
-bool SupportsStream(const PackedShape& shape) {
-  return FindStream(shape, DType::kF16, 1) != nullptr;
-}
+bool SupportsStream(const PackedShape& shape) { return FindStream(shape, DType::kF16, 1) != nullptr; }
 
 cudaError_t StreamProduct(const ProductArgs& args, cudaStream_t stream, StreamPlan plan) {
   if (args.m == 0) return cudaSuccess;
@@ -116,25 +172,19 @@ cudaError_t StreamProduct(const ProductArgs& args, cudaStream_t stream, StreamPl
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
-  if (error != cudaSuccess) return error;
-
-  constexpr int kPassTokens = 16;
-  for (int begin = 0; begin < args.m; begin += kPassTokens) {
-    ProductArgs pass = args;
-    pass.m = std::min(kPassTokens, args.m - begin);
-    const std::int64_t out_bytes = args.output == Output::kStoreF32 ? 4 : 2;
-    pass.x = static_cast<const char*>(args.x) + begin * args.ldx * 2;
-    if (args.out != nullptr) pass.out = static_cast<char*>(args.out) + begin * args.ldo * out_bytes;
-    if (args.residual != nullptr) pass.residual = args.residual + begin * shape.n;
-    if (args.norm_out.normed != nullptr) {
-      pass.norm_out.normed = static_cast<char*>(args.norm_out.normed) + begin * shape.n * 2;
+  // Fewer tokens a pass where the activations of 16 do not fit.
+  int pass_tokens = kPassTokens;
+  for (int begin = 0; begin < args.m && error == cudaSuccess;) {
+    const int tokens = std::min(pass_tokens, args.m - begin);
+    error = LaunchPass(Tokens(args, begin, tokens), plan, sms, stream);
+    if (error == cudaErrorInvalidValue && tokens > 1) {
+      pass_tokens = tokens / 2;
+      error = cudaSuccess;
+    } else {
+      begin += tokens;
     }
-    if (args.norm_out.square_sums != nullptr) pass.norm_out.square_sums += begin * shape.Tiles();
-    if (args.norm_in.square_sums != nullptr) pass.norm_in.square_sums += begin * args.norm_in.count;
-    error = LaunchPass(pass, plan, sms, stream);
-    if (error != cudaSuccess) return error;
   }
-  return cudaSuccess;
+  return error;
 }
 
 }  // namespace nibble::cuda

@@ -1,12 +1,14 @@
 // The decode product: out = epilogue(x * w^T) for few tokens, at the rate weights arrive from
 // memory.
 //
-// One block of 16 warps an SM; clusters of blocks may share tiles and cut the columns further. The
-// columns are cut over the warps; a warp takes two tiles of 16 rows at a time, so that each operand
-// it reads of the activations serves two products. Its lanes load exactly the words they will
-// multiply, kDepth blocks ahead, straight into registers: no barrier and no shared memory lies
-// between memory and tensor core. Activations wait in shared memory. Partial sums of `flush` tiles
-// are added in fixed order.
+// One block of 12 or 16 warps an SM. A block has some tiles of 16 rows and all columns, or shares its
+// tiles with other blocks, each with columns of its own: then it needs that much less of the
+// activations, and the parts' sums meet in L2. Its work, pairs of tiles times units of 128 columns,
+// is cut evenly over the warps in that order, so that a pair has few warps and there are few sums to
+// add. A warp takes a unit of two tiles at a time: each operand it reads of the activations serves
+// two products. Its lanes load exactly the words they will multiply, kDepth units ahead, straight
+// into registers: no barrier and no shared memory lies between memory and tensor core. Activations
+// wait in shared memory.
 //
 // Launched dependent, weights are on their way before the previous kernel has ended.
 #pragma once
@@ -14,139 +16,29 @@
 #include <algorithm>
 
 #include "kernels/cuda/fragments.cuh"
-#include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/ops.h"
-#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/stream_finish.cuh"
 
 namespace nibble::cuda {
 
-inline constexpr int kStreamWarps = 16;
-inline constexpr int kStreamThreads = 32 * kStreamWarps;
-inline constexpr int kPartialStride =
-    20;  // floats a token of a partial tile: 16 rows, and 4 against bank conflicts
-
-// Pairs of 16 x 128 blocks in flight a warp: 64 to 70 KB an SM reach the read ceiling.
-constexpr int StreamDepth(int bits) { return bits >= 5 ? 1 : 2; }
-
-struct StreamParams {
-  const std::uint8_t* blocks;
-  int block_bytes, units, tiles;
-  int cluster_shift;             // log2 of the blocks of a cluster
-  std::uint32_t by_m;            // ceil(2^16 / m): q / m = q * by_m >> 16 for q < 4096
-  int tiles_per_cluster, flush;  // tiles of a cluster; tiles between reductions, even
-  OffsetMode offset;
-  float zero, multiplier;
-  float table[16];
-  const char* x;          // bytes
-  std::int64_t x_stride;  // bytes
-  int m, k, n;
-  NormInput norm_in;
-  const float* bias;
-  Output output;
-  Gate gate;
-  void* out;
-  std::int64_t ldo;
-  float* residual;
-  NormOutput norm_out;
-  int x_row_bytes;  // shared memory of one token: units of a block * 256 + 16
-  int sums_offset, table_offset, x_offset, partial_offset, exchange_offset;  // into shared memory
-  int buffer_floats;  // one of the two buffers of partial sums
-};
-
-#if __CUDA_ARCH__ >= 900
-
-// Adds partial sums of tiles [first, first + count) of this cluster and writes results.
-// partial: f32[count][16 warps][m][kPartialStride]; items of 16 rows are dealt to blocks and
-// half-warps.
-template <typename T>
-__device__ __forceinline__ void FlushTiles(const StreamParams& p, const float* partial,
-                                           float* exchange, const float* rstd, int first, int count,
-                                           std::uint32_t rank, std::uint32_t cluster,
-                                           bool first_flush, float residual0, float weight0) {
-  __syncthreads();
-  const int row = threadIdx.x % 16;
-  const auto block_sum = [&](int tile, int token) {
-    const float* at = partial + (tile * kStreamWarps * p.m + token) * kPartialStride + row;
-    float sum = 0.0f;
-#pragma unroll
-    for (int warp = 0; warp < kStreamWarps; ++warp) sum += at[warp * p.m * kPartialStride];
-    return sum;
-  };
-  if (cluster > 1) {
-    for (int q = threadIdx.x / 16; q < count * p.m; q += kStreamThreads / 16) {
-      const int tile = q * p.by_m >> 16;
-      exchange[q * 16 + row] = block_sum(tile, q - tile * p.m);
-    }
-    ptx::ClusterSync();
-  }
-  const std::uint32_t exchange_at = ptx::SharedAddress(exchange);
-  const auto total = [&](int tile, int token) {
-    float sum = 0.0f;
-    if (cluster == 1) {
-      sum = block_sum(tile, token);
-    } else {
-      for (std::uint32_t r = 0; r < cluster; ++r) {
-        sum += ptx::LoadCluster(exchange_at + ((tile * p.m + token) * 16 + row) * 4, r);
-      }
-    }
-    sum *= p.multiplier;
-    if (p.norm_in.square_sums != nullptr) sum *= rstd[token];
-    const int n = (first + tile) * kTileRows + row;
-    if (p.bias != nullptr && n < p.n) sum += p.bias[n];
-    return sum;
-  };
-  const int tiles_an_item = p.output == Output::kGlu ? 2 : 1;
-  const int items = p.output == Output::kGlu ? (count >> 1) * p.m : count * p.m;
-  bool first_item = first_flush;  // whose residual was prefetched
-  for (int q = rank + cluster * (threadIdx.x / 16); q < items;
-       q += cluster * (kStreamThreads / 16)) {
-    const int item_tile = q * p.by_m >> 16, token = q - item_tile * p.m;
-    const int tile = item_tile * tiles_an_item;
-    const float v = total(tile, token);
-    if (p.output == Output::kGlu) {
-      const float up = total(tile + 1, token);
-      const int column = (first + tile) / 2 * kTileRows + row;
-      if (column < p.n / 2)
-        static_cast<T*>(p.out)[token * p.ldo + column] = FromFloat<T>(GateOf(p.gate, v) * up);
-      continue;
-    }
-    const int n = (first + tile) * kTileRows + row;
-    if (p.output == Output::kStore) {
-      if (n < p.n) static_cast<T*>(p.out)[token * p.ldo + n] = FromFloat<T>(v);
-    } else if (p.output == Output::kStoreF32) {
-      if (n < p.n) static_cast<float*>(p.out)[token * p.ldo + n] = v;
-    } else {
-      float sum = 0.0f;
-      const std::int64_t at = static_cast<std::int64_t>(token) * p.n + n;
-      if (n < p.n) {
-        sum = v + (first_item ? residual0 : p.residual[at]);
-        p.residual[at] = sum;
-        if (p.norm_out.normed != nullptr) {
-          const float weight = first_item ? weight0 : p.norm_out.weight[n];
-          static_cast<T*>(p.norm_out.normed)[at] = FromFloat<T>(sum * weight);
-        }
-      }
-      if (p.norm_out.square_sums != nullptr) {
-        float squares = sum * sum;
-        const unsigned mask = 0xffffu << (threadIdx.x & 16);
-#pragma unroll
-        for (int delta = 8; delta > 0; delta /= 2) squares += __shfl_xor_sync(mask, squares, delta);
-        if (row == 0)
-          p.norm_out.square_sums[static_cast<std::int64_t>(token) * p.tiles + first + tile] =
-              squares;
-      }
-    }
-    first_item = false;
-  }
+// Pairs of 16 x 128 blocks in flight a warp: 64 to 76 KB an SM reach the read ceiling (100 KB of 12
+// warps' 8-bit codes).
+constexpr int StreamDepth(int bits, int token_tiles) {
+  return token_tiles == 1 ? (bits >= 5 ? 1 : 2) : (bits >= 5 ? 2 : 3);
 }
 
-#endif  // __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ >= 900
 
 // One block of the packed stream in a lane's registers.
 template <typename T, CodeKind kKind, int kBits, int kGroup, bool kOffsets>
 struct StreamBlock {
-  using Codes = CodesOf<T, kKind, kBits>;
+  // 8-bit codes do not fit bf16's mantissa with the shift: then f16 ones multiply activations
+  // brought to f16's range by a power of two a unit, which loses nothing that f32 sums would keep.
+  static constexpr bool kConverts = std::is_same_v<T, __nv_bfloat16> && kBits == 8;
+  using Number = std::conditional_t<kConverts, half, T>;
+  using Codes = CodesOf<Number, kKind, kBits>;
+  static constexpr bool kHasOffsets = kOffsets;
   static constexpr int kGroups = kUnitColumns / kGroup;
+  static constexpr int kGroupSteps = kGroup / 16;
   // Entry (group, g) of a table lies in lane group * 8 + g; with one group every lane holds its own
   // row's.
   static constexpr int kTableWords = kGroups == 8 ? 2 : 1;
@@ -177,305 +69,456 @@ struct StreamBlock {
   }
 };
 
-template <typename T, CodeKind kKind, int kBits, int kGroup, bool kOffsets, int kTokenTiles>
-__global__ void __launch_bounds__(kStreamThreads, 1)
-    StreamKernel(const __grid_constant__ StreamParams p) {
-#if __CUDA_ARCH__ >= 900
-  using Codes = CodesOf<T, kKind, kBits>;
-  using Block = StreamBlock<T, kKind, kBits, kGroup, kOffsets>;
-  constexpr int kDepth = StreamDepth(kBits);
-  constexpr int kGroups = Block::kGroups;
-  constexpr int kGroupSteps = kGroup / 16;
-  constexpr bool kSums = !Codes::kTable;  // a zero point or a shift needs the activations' sums
+// A zero point needs the sums of the activations. Of 8 tokens they are products with ones beside
+// the others; of 16, where these would be a third of all, they are made once a block.
+template <typename Block, int kTokenTiles>
+inline constexpr bool kSumsInline = kTokenTiles == 1 && !Block::Codes::kTable;
+template <typename Block, int kTokenTiles>
+inline constexpr bool kSumsBefore = kTokenTiles > 1 && !Block::Codes::kTable;
+// d += ones * b: every row the sum.
+template <typename Number>
+__device__ __forceinline__ void MultiplyOnes(float (&d)[4], std::uint32_t b0, std::uint32_t b1) {
+  constexpr std::uint32_t kOne = std::is_same_v<Number, half> ? 0x3c003c00u : 0x3f803f80u;
+  constexpr std::uint32_t kOnes[4] = {kOne, kOne, kOne, kOne};
+  ptx::Mma<Number>(d, kOnes, b0, b1);
+}
+
+// acc += a unit of two tiles. `x`: addresses of ldmatrix rows; `sums`: of the unit's activations,
+// of tokens 2t, 2t + 1; `factors`: likewise, what converted activations were divided by.
+template <typename Block, int kTokenTiles>
+__device__ __forceinline__ void MultiplyUnit(const StreamParams& p, const Block (&blocks)[2],
+                                             const char* pair_table, int g,
+                                             const std::uint32_t (&x)[kTokenTiles],
+                                             std::uint32_t sums, std::uint32_t factors,
+                                             float (&acc)[2][kTokenTiles][4]) {
+  using Codes = typename Block::Codes;
   constexpr float kDownLow = 1.0f / (1 << Codes::kExponentLow),
                   kDownHigh = 1.0f / (1 << Codes::kExponentHigh);
+  const auto load_pair = [](std::uint32_t at) {
+    const uint2 bits = ptx::LoadShared64(at);
+    return make_float2(__uint_as_float(bits.x), __uint_as_float(bits.y));
+  };
+  constexpr bool kInline = kSumsInline<Block, kTokenTiles>;
+  float d[2][kTokenTiles][4], ones[4];  // of a group
+  std::uint32_t b[kTokenTiles][4];
+#pragma unroll
+  for (int step = 0; step < kUnitColumns / 16; ++step) {
+    const int group = step / Block::kGroupSteps, which = step % 2;
+#pragma unroll
+    for (int i = 0; i < kTokenTiles; ++i) {
+      if (which == 0) ptx::LoadMatrix4(b[i], x[i] + step * 32);
+      if (step % Block::kGroupSteps != 0) continue;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) d[0][i][j] = d[1][i][j] = ones[j] = 0.0f;
+    }
+    if constexpr (kInline) {
+      MultiplyOnes<typename Block::Number>(ones, b[0][2 * which], b[0][2 * which + 1]);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      std::uint32_t a[4];
+      if constexpr (Codes::kTable) {
+        blocks[r].codes[step / 4].Fragment(step % 4, pair_table, threadIdx.x % 32 * 4, a);
+      } else {
+        blocks[r].codes[step / 4].Fragment(step % 4, 0, a);
+      }
+#pragma unroll
+      for (int i = 0; i < kTokenTiles; ++i)
+        ptx::Mma<typename Block::Number>(d[r][i], a, b[i][2 * which], b[i][2 * which + 1]);
+    }
+    if ((step + 1) % Block::kGroupSteps != 0) continue;
+    // ---- The group's scales, zero points and biases ----
+    if constexpr (Block::kConverts) {
+#pragma unroll
+      for (int i = 0; i < kTokenTiles; ++i) {
+        const float2 by = load_pair(factors + i * 32);
+        ones[0] *= by.x, ones[1] *= by.y;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          d[r][i][0] *= by.x, d[r][i][1] *= by.y, d[r][i][2] *= by.x, d[r][i][3] *= by.y;
+        }
+      }
+    }
+    float2 sum[kTokenTiles];
+    if constexpr (kInline) sum[0] = make_float2(ones[0], ones[1]);
+    if constexpr (kSumsBefore<Block, kTokenTiles>) {
+#pragma unroll
+      for (int i = 0; i < kTokenTiles; ++i)
+        sum[i] = load_pair(sums + (group * kTokenTiles + i) * 32);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float2 scale = Block::Pick(blocks[r].scales, group, g);
+      float low = -(p.zero + Codes::kShift) * kDownLow, high = -(p.zero + Codes::kShift) * kDownHigh;
+      float2 offset = make_float2(0.0f, 0.0f);
+      if constexpr (Block::kHasOffsets) {
+        offset = Block::Pick(blocks[r].offsets, group, g);
+        if (p.offset == OffsetMode::kZeros) {
+          low = -(offset.x + Codes::kShift) * kDownLow, high = -(offset.y + Codes::kShift) * kDownHigh;
+        }
+        offset.x *= kDownLow, offset.y *= kDownHigh;
+      }
+#pragma unroll
+      for (int i = 0; i < kTokenTiles; ++i) {
+        float(&v)[4] = d[r][i];
+        float(&out)[4] = acc[r][i];
+        if constexpr (!Codes::kTable) {
+          v[0] = fmaf(low, sum[i].x, v[0]), v[1] = fmaf(low, sum[i].y, v[1]);
+          v[2] = fmaf(high, sum[i].x, v[2]), v[3] = fmaf(high, sum[i].y, v[3]);
+        }
+        out[0] = fmaf(scale.x, v[0], out[0]), out[1] = fmaf(scale.x, v[1], out[1]);
+        out[2] = fmaf(scale.y, v[2], out[2]), out[3] = fmaf(scale.y, v[3], out[3]);
+        if constexpr (Block::kHasOffsets) {
+          if (p.offset == OffsetMode::kBias) {
+            out[0] = fmaf(offset.x, sum[i].x, out[0]), out[1] = fmaf(offset.x, sum[i].y, out[1]);
+            out[2] = fmaf(offset.y, sum[i].x, out[2]), out[3] = fmaf(offset.y, sum[i].y, out[3]);
+          }
+        }
+      }
+    }
+  }
+}
+
+// The activations of the block's columns to shared memory, [m][x_row_bytes]. Every thread copies 8
+// columns at a time.
+template <int kThreads>
+struct ActivationLoader {
+  const StreamParams& p;
+  int first_chunk, row_chunks, step_tokens, step_chunks;
+  int token0, chunk0;  // this thread's first
+  std::uint32_t to;    // shared memory
+
+  __device__ __forceinline__ ActivationLoader(const StreamParams& p, const StreamPlace& place,
+                                              std::uint32_t to)
+      : p(p), first_chunk(place.unit0 * 16), row_chunks(place.units * 16), to(to) {
+    step_tokens = kThreads / row_chunks;
+    step_chunks = kThreads - step_tokens * row_chunks;
+    token0 = threadIdx.x / row_chunks, chunk0 = threadIdx.x - token0 * row_chunks;
+  }
+  template <typename Body>
+  __device__ __forceinline__ void EachChunk(const Body& body) const {
+    int token = token0, chunk = chunk0;
+    while (token < p.m) {
+      body(token, chunk, to + token * p.x_row_bytes + chunk * 16);
+      token += step_tokens, chunk += step_chunks;
+      if (chunk >= row_chunks) chunk -= row_chunks, ++token;
+    }
+  }
+  __device__ __forceinline__ void Copy() const {
+    EachChunk([&](int token, int chunk, std::uint32_t at) {
+      const int column = first_chunk + chunk;
+      const bool inside = column * 8 < p.k;
+      ptx::CopyAsync16(at, p.x + token * p.x_stride + (inside ? column * 16 : 0), inside ? 16 : 0);
+    });
+  }
+  // The whole rows, half of them copied by each of two blocks, to both. `barrier` expects them, see
+  // ExpectBoth.
+  __device__ __forceinline__ void CopyToBoth(std::uint32_t barrier) const {
+    const int rank = blockIdx.x % 2, units = row_chunks / 16;
+    const int begin = rank == 0 ? 0 : units / 2 * 256, end = rank == 0 ? units / 2 * 256 : RowBytes();
+    if (threadIdx.x % 32 != 0 || begin >= end) return;
+    for (int token = threadIdx.x / 32; token < p.m; token += kThreads / 32) {
+      ptx::BulkCopyToCluster(to + token * p.x_row_bytes + begin,
+                             p.x + token * p.x_stride + first_chunk * 16 + begin, end - begin,
+                             barrier, 3);
+    }
+  }
+  __device__ __forceinline__ void ExpectBoth(std::uint32_t barrier) const {
+    if (threadIdx.x == 0) {
+      ptx::BarrierInit(barrier, 1);
+      ptx::FenceBarrierInit();
+      ptx::BarrierExpect(barrier, p.m * RowBytes());
+    }
+    // What the last unit has past k.
+    const int past = row_chunks - RowBytes() / 16;
+    for (int i = threadIdx.x; i < past * p.m; i += kThreads) {
+      const int token = i / past, chunk = row_chunks - 1 - (i - token * past);
+      ptx::StoreShared128(to + token * p.x_row_bytes + chunk * 16, make_uint4(0, 0, 0, 0));
+    }
+  }
+  // Bytes of a row that there are.
+  __device__ __forceinline__ int RowBytes() const {
+    return min(row_chunks * 16, 2 * p.k - first_chunk * 16);
+  }
+  // From bf16 to f16, by each unit's factor, f32[units][factor_stride]; every thread what it copied
+  // itself, after the wait.
+  __device__ __forceinline__ void Convert(float* factors, int factor_stride) const {
+    EachChunk([&](int token, int chunk, std::uint32_t at) {
+      const uint4 four = ptx::LoadShared128(at);
+      const std::uint32_t words[4] = {four.x, four.y, four.z, four.w};
+      std::uint32_t largest = 0;  // magnitude bits of the unit's largest; NaN is the largest of all
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        largest = max(largest, max(words[i] & 0x7fff0000u, words[i] << 16 & 0x7fff0000u));
+      const unsigned half_warp = 0xffffu << (threadIdx.x & 16);  // a unit's threads
+#pragma unroll
+      for (int delta = 8; delta > 0; delta /= 2)
+        largest = max(largest, __shfl_xor_sync(half_warp, largest, delta));
+      // The largest becomes 2^14 to 2^15; infinities and NaN stay what they are.
+      const std::uint32_t exponent = min(268 - (largest >> 23), 253u);
+      const float by = __uint_as_float(exponent << 23);
+      std::uint32_t out[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        out[i] = PackPair<half>(__uint_as_float(words[i] << 16) * by,
+                                __uint_as_float(words[i] & 0xffff0000u) * by);
+      }
+      ptx::StoreShared128(at, make_uint4(out[0], out[1], out[2], out[3]));
+      if (chunk % 16 == 0)
+        factors[chunk / 16 * factor_stride + token] = __uint_as_float((254 - exponent) << 23);
+    });
+  }
+};
+
+// Sums of the activations over each group, f32[units][groups][8 * kTokenTiles]: products with ones,
+// whose accumulators hold tokens 2t, 2t + 1 in every row. Each warp sums its share of the units.
+template <typename Block, int kTokenTiles>
+__device__ __forceinline__ void SumActivations(int units,
+                                               const std::uint32_t (&x_rows)[kTokenTiles],
+                                               std::uint32_t factors, float* sums) {
+  using Number = typename Block::Number;
+  constexpr int kGroups = Block::kGroups;
+  constexpr int kChains = kGroups > 4 ? kGroups : 4;  // of products that wait for each other
+  const int lane = threadIdx.x % 32;
+  for (int unit = threadIdx.x / 32; unit < units; unit += StreamWarps(kTokenTiles)) {
+#pragma unroll
+    for (int i = 0; i < kTokenTiles; ++i) {
+      float d[kChains][4] = {};
+#pragma unroll
+      for (int step = 0; step < 8; step += 2) {
+        std::uint32_t b[4];
+        ptx::LoadMatrix4(b, x_rows[i] + unit * 256 + step * 32);
+        MultiplyOnes<Number>(d[step * kChains / 8], b[0], b[1]);
+        MultiplyOnes<Number>(d[(step + 1) * kChains / 8], b[2], b[3]);
+      }
+      float2 by = make_float2(1.0f, 1.0f);
+      if constexpr (Block::kConverts) {
+        const uint2 bits = ptx::LoadShared64(factors + (unit * kTokenTiles + i) * 32);
+        by = make_float2(__uint_as_float(bits.x), __uint_as_float(bits.y));
+      }
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group) {
+        float2 sum = make_float2(0.0f, 0.0f);
+#pragma unroll
+        for (int part = 0; part < kChains / kGroups; ++part) {
+          sum.x += d[group * (kChains / kGroups) + part][0];
+          sum.y += d[group * (kChains / kGroups) + part][1];
+        }
+        if (lane < 4) {
+          *reinterpret_cast<float2*>(sums + ((unit * kGroups + group) * kTokenTiles + i) * 8 +
+                                     2 * lane) = make_float2(sum.x * by.x, sum.y * by.y);
+        }
+      }
+    }
+  }
+}
+
+// A warp's place in its share of a round: units of pairs of tiles.
+template <unsigned kWarps>
+struct StreamShare {
+  int pair, unit, left;
+
+  __device__ __forceinline__ void Start(int first_pair, int pairs, int units) {
+    const unsigned warp = threadIdx.x / 32, work = pairs * units;
+    const int begin = work < kWarps ? min(warp, work) : warp * work / kWarps;
+    const int end = work < kWarps ? min(warp + 1, work) : (warp + 1) * work / kWarps;
+    pair = static_cast<int>(__fdividef(begin + 0.5f, units));  // exact: work is far below 2^20
+    unit = begin - pair * units;
+    pair += first_pair;
+    left = end - begin;
+  }
+  // True: that was the last of a pair.
+  __device__ __forceinline__ bool Next(int units) {
+    --left;
+    if (++unit < units) return false;
+    unit = 0, ++pair;
+    return true;
+  }
+};
+
+#endif  // __CUDA_ARCH__ >= 900
+
+template <typename T, CodeKind kKind, int kBits, int kGroup, bool kOffsets, int kTokenTiles>
+__global__ void __launch_bounds__(32 * StreamWarps(kTokenTiles), 1)
+    StreamKernel(const __grid_constant__ StreamParams p) {
+#if __CUDA_ARCH__ >= 900
+  using Block = StreamBlock<T, kKind, kBits, kGroup, kOffsets>;
+  using Codes = typename Block::Codes;
+  constexpr int kDepth = StreamDepth(kBits, kTokenTiles);
+  constexpr int kWarps = StreamWarps(kTokenTiles), kThreads = 32 * kWarps;
 
   extern __shared__ __align__(1024) char shared[];
   const std::uint32_t base = ptx::SharedAddress(shared);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
 
-  const std::uint32_t cluster = 1u << p.cluster_shift, rank = blockIdx.x & (cluster - 1);
-  const int first_tile = (blockIdx.x >> p.cluster_shift) * p.tiles_per_cluster;
-  const int tiles = min(p.tiles_per_cluster, p.tiles - first_tile);
-
-  // ---- This warp's share: columns [unit0, unit0 + units) of every tile ----
-  const int workers_shift = 4 + p.cluster_shift, worker = rank * kStreamWarps + warp;
-  const int unit0 = worker * p.units >> workers_shift;
-  const int units = ((worker + 1) * p.units >> workers_shift) - unit0;
+  StreamPlace place;
+  // Twins are neighbours: two groups of blocks lie alternating.
+  const int twins = p.twins ? 1 : 0, index = blockIdx.x >> twins;
+  place.part = index & ((1 << p.parts_shift) - 1);
+  place.first_tile = ((index >> p.parts_shift << twins) + (blockIdx.x & twins)) * p.group_tiles;
+  place.tiles = max(0, min(p.group_tiles, p.tiles - place.first_tile));
+  place.unit0 = place.part * p.units >> p.parts_shift;
+  place.units = ((place.part + 1) * p.units >> p.parts_shift) - place.unit0;
+  place.partials = reinterpret_cast<const float*>(shared + p.partial_offset);
+  place.spans = reinterpret_cast<const int2*>(shared + p.spans_offset);
+  place.rstd = reinterpret_cast<const float*>(shared);
+  int units = place.units;
+  asm("" : "+r"(units));  // kept, not computed anew every time
+  const int pairs = (place.tiles + 1) / 2;
 
   // ---- Start the stream ----
   ptx::LaunchDependents();
   const std::uint64_t policy = ptx::EvictFirstPolicy();
   const int entry = Block::Entry(lane);
-  const std::int64_t tile_step = static_cast<std::int64_t>(p.units) * p.block_bytes;
-  const std::uint8_t* pair_blocks =
-      p.blocks + (static_cast<std::int64_t>(first_tile) * p.units + unit0) * p.block_bytes;
+  const int tile_bytes = p.units * p.block_bytes;
+  const int single = place.tiles % 2 != 0 ? pairs - 1 : -1;  // a pair of one tile
+  StreamShare<kWarps> at = {}, ahead = {};  // what is multiplied next, and what is loaded next
+  const std::uint8_t* ahead_block = nullptr;
   Block ring[kDepth][2];
-  const auto load = [&](int slot, const std::uint8_t* at, bool both) {
-    ring[slot][0].Load(at, lane, entry, policy);
-    if (both) ring[slot][1].Load(at + tile_step, lane, entry, policy);
+  const auto load = [&](Block(&slot)[2]) {
+    if (ahead.left == 0) return;
+    slot[0].Load(ahead_block, lane, entry, policy);
+    if (ahead.pair != single) slot[1].Load(ahead_block + tile_bytes, lane, entry, policy);
+    ahead_block += p.block_bytes;
+    if (ahead.Next(units)) ahead_block += 2 * tile_bytes - units * p.block_bytes;
   };
+  const auto start_round = [&](int round) {
+    at.Start(round, min(p.round_pairs, pairs - round), units);
+    ahead = at;
+    ahead_block = p.blocks +
+                  static_cast<std::int64_t>(place.first_tile + 2 * at.pair) * tile_bytes +
+                  (place.unit0 + at.unit) * p.block_bytes;
 #pragma unroll
-  for (int i = 0; i < kDepth; ++i) {
-    if (i < units) load(i, pair_blocks + i * p.block_bytes, tiles > 1);
-  }
-  std::uint32_t lane_table = 0;
+    for (int i = 0; i < kDepth; ++i) load(ring[i]);
+  };
+  start_round(0);
+  const char* pair_table = shared + p.table_offset;
   if constexpr (Codes::kTable) {
     Codes::FillTable(reinterpret_cast<std::uint32_t*>(shared + p.table_offset), p.table);
-    lane_table = base + p.table_offset + lane * 4;
   }
+  FetchFirst(p, place, base + p.fetched_offset, /*weight=*/true);
 
-  // The residual this thread adds to first, and its weight of the next norm, which nobody writes.
-  bool has_residual0 = false;
-  const float* residual_at = nullptr;
-  float weight0 = 0.0f;
-  if (p.output == Output::kResidual) {
-    const int q = rank + cluster * (threadIdx.x / 16);
-    const int tile = q * p.by_m >> 16, n = (first_tile + tile) * kTileRows + threadIdx.x % 16;
-    has_residual0 = q < min(p.flush, tiles) * p.m && n < p.n;
-    residual_at = p.residual + static_cast<std::int64_t>(q - tile * p.m) * p.n + n;
-    if (has_residual0 && p.norm_out.normed != nullptr) weight0 = p.norm_out.weight[n];
+  const ActivationLoader<kThreads> activations(p, place, base + p.x_offset);
+  const std::uint32_t barrier = base + p.barrier_offset;
+  if (p.twins) {
+    activations.ExpectBoth(barrier);
+    ptx::ClusterArrive();
   }
 
   ptx::WaitForPrerequisites();
 
-  // ---- Activations of the block's columns to shared memory, T[m] rows of x_row_bytes; 8 columns a
-  // load ----
-  const int block_unit0 = rank * p.units >> p.cluster_shift;
-  const int block_units = ((rank + 1) * p.units >> p.cluster_shift) - block_unit0;
-  // Four loads in flight a thread: of neighbouring tokens, or, with few of them, along the row.
-  const int row_chunks = block_units * 16;
-  const bool wide = p.m < 4;
-  const int step_token = wide ? 0 : 1, step_column = wide ? kStreamThreads : 0;
-  const int next_token = wide ? 1 : 4, next_column = wide ? 4 * kStreamThreads : kStreamThreads;
-  uint4 chunk[4];
-  const auto load_chunks = [&](int token, int column) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = token + i * step_token, c = column + i * step_column;
-      chunk[i] = make_uint4(0, 0, 0, 0);
-      if (row < p.m && c < row_chunks && (block_unit0 * 16 + c) * 8 < p.k) {
-        chunk[i] =
-            *reinterpret_cast<const uint4*>(p.x + row * p.x_stride + (block_unit0 * 16 + c) * 16);
-      }
-    }
-  };
-  load_chunks(0, threadIdx.x);
-  float* block_sums = reinterpret_cast<float*>(shared + p.sums_offset);
-  // While they travel: norms of the inputs, and the residual this thread will add to first.
-  float* rstd = reinterpret_cast<float*>(shared);
-  float residual0 = 0.0f;
-  if (has_residual0) residual0 = *residual_at;
-  if (p.norm_in.square_sums != nullptr && warp < p.m) {
-    float sum = 0.0f;
-#pragma unroll 8
-    for (int i = lane; i < p.norm_in.count; i += 32)
-      sum += p.norm_in.square_sums[warp * p.norm_in.count + i];
-#pragma unroll
-    for (int delta = 16; delta > 0; delta /= 2) sum += __shfl_xor_sync(~0u, sum, delta);
-    if (lane == 0) rstd[warp] = rsqrtf(sum / p.norm_in.dim + p.norm_in.eps);
+  // ---- Activations, norms of the inputs, what results are added to ----
+  if (p.twins) {
+    ptx::ClusterWait();
+    activations.CopyToBoth(barrier);
+  } else {
+    activations.Copy();
   }
-  for (int column = threadIdx.x; column - lane < row_chunks; column += next_column) {
-    for (int token = 0; token < p.m; token += next_token) {
-      if (token > 0 || column != threadIdx.x) load_chunks(token, column);
+  FetchFirst(p, place, base + p.fetched_offset, /*weight=*/false);
+  ptx::CopyAsyncCommit();
+  constexpr int kNorms = (8 * kTokenTiles + kWarps - 1) / kWarps;
+  float squares[kNorms] = {};  // of tokens warp, warp + kWarps
+  if (p.norm_in.square_sums != nullptr) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = token + i * step_token, c = column + i * step_column;
-        if (row >= p.m || c - lane >= row_chunks) break;  // the same for the whole warp
-        if (c < row_chunks)
-          *reinterpret_cast<uint4*>(shared + p.x_offset + row * p.x_row_bytes + c * 16) = chunk[i];
-        if constexpr (kSums) {
-          if (!wide) continue;
-          const float2 v0 = UnpackPair<T>(chunk[i].x), v1 = UnpackPair<T>(chunk[i].y);
-          const float2 v2 = UnpackPair<T>(chunk[i].z), v3 = UnpackPair<T>(chunk[i].w);
-          float sum = ((v0.x + v0.y) + (v1.x + v1.y)) + ((v2.x + v2.y) + (v3.x + v3.y));
-#pragma unroll
-          for (int delta = 1; delta < kGroup / 8; delta *= 2)
-            sum += __shfl_xor_sync(~0u, sum, delta);
-          if (c < row_chunks && c % (kGroup / 8) == 0)
-            block_sums[c / (kGroup / 8) * (8 * kTokenTiles) + row] = sum;
-        }
-      }
+    for (int i = 0; i < kNorms; ++i) {
+      if (warp + i * kWarps >= p.m) break;
+      const float* sums = p.norm_in.square_sums + (warp + i * kWarps) * p.norm_in.count;
+#pragma unroll 8
+      for (int j = lane; j < p.norm_in.count; j += 32) squares[i] += sums[j];
     }
+  }
+  ptx::CopyAsyncWait<0>();
+  if (p.twins) ptx::BarrierWait(barrier, 0);
+  if constexpr (Block::kConverts) {
+    activations.Convert(reinterpret_cast<float*>(shared + p.factors_offset), 8 * kTokenTiles);
   }
   __syncthreads();
+  if (p.norm_in.square_sums != nullptr) {
+#pragma unroll
+    for (int i = 0; i < kNorms; ++i) {
+#pragma unroll
+      for (int delta = 16; delta > 0; delta /= 2)
+        squares[i] += __shfl_xor_sync(~0u, squares[i], delta);
+      if (lane == 0 && warp + i * kWarps < p.m) {
+        reinterpret_cast<float*>(shared)[warp + i * kWarps] =
+            rsqrtf(squares[i] / p.norm_in.dim + p.norm_in.eps);
+      }
+    }
+  }
   std::uint32_t
       x_rows[kTokenTiles];  // ldmatrix addresses: lane l gives row l % 8 of 8 x 8 matrix l / 8
 #pragma unroll
   for (int i = 0; i < kTokenTiles; ++i) {
-    x_rows[i] = base + p.x_offset + min(i * 8 + lane % 8, p.m - 1) * p.x_row_bytes +
-                (unit0 - block_unit0) * 256 + lane / 8 * 16;
+    x_rows[i] =
+        base + p.x_offset + min(i * 8 + lane % 8, p.m - 1) * p.x_row_bytes + lane / 8 * 16;
+  }
+  const std::uint32_t lane_factors = base + p.factors_offset + t * 8;
+  const std::uint32_t lane_sums = base + p.sums_offset + t * 8;
+  if constexpr (kSumsBefore<Block, kTokenTiles>) {
+    SumActivations<Block, kTokenTiles>(units, x_rows, lane_factors,
+                                       reinterpret_cast<float*>(shared + p.sums_offset));
+    __syncthreads();
   }
 
-  // ---- Their sums over each group, f32[unit][group][8 * kTokenTiles]. Of few tokens the loads
-  // above have added them up. Of more, products with ones do: the sums of tokens 2t, 2t + 1 land
-  // where the accumulators are. Short chains of products, which wait for each other. ----
-  const float* group_sums = block_sums + (unit0 - block_unit0) * kGroups * kTokenTiles * 8;
-  if constexpr (kSums) {
-    if (!wide) {
-      float* to_sums = block_sums + (unit0 - block_unit0) * kGroups * kTokenTiles * 8;
-      const std::uint32_t one = std::is_same_v<T, half> ? 0x3c003c00u : 0x3f803f80u;
-      const std::uint32_t ones[4] = {one, one, one, one};
-      constexpr int kParts = kGroups > 4 ? kGroups : 4;
-#pragma unroll 2
-      for (int unit = 0; unit < units; ++unit) {
-#pragma unroll
-        for (int i = 0; i < kTokenTiles; ++i) {
-          float d[kParts][4] = {};
-#pragma unroll
-          for (int step = 0; step < 8; step += 2) {
-            std::uint32_t b[4];
-            ptx::LoadMatrix4(b, x_rows[i] + unit * 256 + step * 32);
-            ptx::Mma<T>(d[step * kParts / 8], ones, b[0], b[1]);
-            ptx::Mma<T>(d[(step + 1) * kParts / 8], ones, b[2], b[3]);
-          }
-#pragma unroll
-          for (int group = 0; group < kGroups; ++group) {
-            float2 sum = make_float2(0.0f, 0.0f);
-#pragma unroll
-            for (int part = 0; part < kParts / kGroups; ++part) {
-              sum.x += d[group * (kParts / kGroups) + part][0],
-                  sum.y += d[group * (kParts / kGroups) + part][1];
-            }
-            if (g == 0) {
-              *reinterpret_cast<float2*>(
-                  to_sums + ((unit * kGroups + group) * kTokenTiles + i) * 8 + 2 * t) = sum;
-            }
-          }
-        }
-      }
-      __syncwarp();
-    }
-  }
-
-  // ---- Pairs of tiles ----
-  float* partials = reinterpret_cast<float*>(shared + p.partial_offset);
-  float* exchange = reinterpret_cast<float*>(shared + p.exchange_offset);
-  const float zero_low = -(p.zero + Codes::kShift) * kDownLow,
-              zero_high = -(p.zero + Codes::kShift) * kDownHigh;
-  int flushed = 0, buffer = 0;
-  for (int tile = 0; tile < tiles; tile += 2) {
-    const bool both = tile + 1 < tiles;
+  // ---- Products ----
+  for (int round = 0; round < pairs; round += p.round_pairs) {
+    // Sums of (warp, pair) lie in slot warp + pair, which no other warp and pair have.
+    int2* span = reinterpret_cast<int2*>(shared + p.spans_offset) + (at.pair - round);
+    int sum_slot = warp + at.pair - round;
+    if (lane == 0 && at.left > 0 && at.unit == 0) span->x = sum_slot;
     float acc[2][kTokenTiles][4] = {};
-    for (int unit_base = 0; unit_base < units; unit_base += kDepth) {
+    while (at.left > 0) {
 #pragma unroll
       for (int slot = 0; slot < kDepth; ++slot) {
-        const int unit = unit_base + slot;
-        if (unit >= units) break;
-        Block(&blocks)[2] = ring[slot];
+        if (at.left == 0) break;
+        std::uint32_t x[kTokenTiles];
 #pragma unroll
-        for (int group = 0; group < kGroups; ++group) {
-          float2 sum[kTokenTiles];
-          float d[2][kTokenTiles][4] = {}, bias[2][2];
-          if constexpr (kSums) {
-#pragma unroll
-            for (int i = 0; i < kTokenTiles; ++i) {
-              sum[i] = *reinterpret_cast<const float2*>(
-                  group_sums + ((unit * kGroups + group) * kTokenTiles + i) * 8 + 2 * t);
-            }
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-              float low = zero_low, high = zero_high;
-              if constexpr (kOffsets) {
-                const float2 offset = Block::Pick(blocks[r].offsets, group, g);
-                if (p.offset == OffsetMode::kZeros) {
-                  low = -(offset.x + Codes::kShift) * kDownLow,
-                  high = -(offset.y + Codes::kShift) * kDownHigh;
-                } else {
-                  bias[r][0] = offset.x * kDownLow, bias[r][1] = offset.y * kDownHigh;
-                }
-              }
-#pragma unroll
-              for (int i = 0; i < kTokenTiles; ++i) {
-                d[r][i][0] = low * sum[i].x, d[r][i][1] = low * sum[i].y;
-                d[r][i][2] = high * sum[i].x, d[r][i][3] = high * sum[i].y;
-              }
-            }
-          }
-#pragma unroll
-          for (int i = 0; i < kGroupSteps;
-               i += 2) {  // 32 columns an operand load; half of it for groups of 16
-            const int step = group * kGroupSteps + i;
-            std::uint32_t b[kTokenTiles][4];
-#pragma unroll
-            for (int j = 0; j < kTokenTiles; ++j) {
-              ptx::LoadMatrix4(b[j], x_rows[j] + unit * 256 + step / 2 * 64);
-            }
-#pragma unroll
-            for (int half_step = 0; half_step < (kGroupSteps > 1 ? 2 : 1); ++half_step) {
-              const int at = step + half_step, which = at % 2;
-#pragma unroll
-              for (int r = 0; r < 2; ++r) {
-                std::uint32_t a[4];
-                blocks[r].codes[at / 4].Fragment(at % 4, lane_table, a);
-#pragma unroll
-                for (int j = 0; j < kTokenTiles; ++j)
-                  ptx::Mma<T>(d[r][j], a, b[j][2 * which], b[j][2 * which + 1]);
-              }
-            }
-          }
-#pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            const float2 scale = Block::Pick(blocks[r].scales, group, g);
-#pragma unroll
-            for (int i = 0; i < kTokenTiles; ++i) {
-              acc[r][i][0] = fmaf(scale.x, d[r][i][0], acc[r][i][0]);
-              acc[r][i][1] = fmaf(scale.x, d[r][i][1], acc[r][i][1]);
-              acc[r][i][2] = fmaf(scale.y, d[r][i][2], acc[r][i][2]);
-              acc[r][i][3] = fmaf(scale.y, d[r][i][3], acc[r][i][3]);
-              if constexpr (kOffsets) {
-                if (p.offset == OffsetMode::kBias) {
-                  acc[r][i][0] = fmaf(bias[r][0], sum[i].x, acc[r][i][0]);
-                  acc[r][i][1] = fmaf(bias[r][0], sum[i].y, acc[r][i][1]);
-                  acc[r][i][2] = fmaf(bias[r][1], sum[i].x, acc[r][i][2]);
-                  acc[r][i][3] = fmaf(bias[r][1], sum[i].y, acc[r][i][3]);
-                }
-              }
-            }
-          }
-        }
-        // What comes after these blocks in the slot: of this pair of tiles, or of the next.
-        if (unit + kDepth < units) {
-          load(slot, pair_blocks + (unit + kDepth) * p.block_bytes, both);
-        } else if (tile + 2 < tiles) {
-          load(slot, pair_blocks + 2 * tile_step + slot * p.block_bytes, tile + 3 < tiles);
-        }
-      }
-    }
-    pair_blocks += 2 * tile_step;
+        for (int i = 0; i < kTokenTiles; ++i) x[i] = x_rows[i] + at.unit * 256;
+        MultiplyUnit<Block, kTokenTiles>(
+            p, ring[slot], pair_table, g, x,
+            lane_sums + at.unit * (32 * kTokenTiles * Block::kGroups),
+            lane_factors + at.unit * (32 * kTokenTiles), acc);
+        load(ring[slot]);
+        const bool ends = at.Next(units);
+        if (!ends && at.left != 0) continue;
 
-    // ---- Partial sums of the pair: [tile][warp][token][row] ----
-    float* partial = partials + buffer * p.buffer_floats +
-                     ((tile - flushed) * kStreamWarps + warp) * p.m * kPartialStride + g;
-    constexpr float kUpLow = 1 << Codes::kExponentLow, kUpHigh = 1 << Codes::kExponentHigh;
+        // ---- The warp's sums of the pair, f32[2][m][kPartialStride] ----
+        constexpr float kUpLow = 1 << Codes::kExponentLow, kUpHigh = 1 << Codes::kExponentHigh;
+        float* to = reinterpret_cast<float*>(shared + p.partial_offset) +
+                    sum_slot * 2 * p.m * kPartialStride + g;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      if (r == 1 && !both) break;
+        for (int r = 0; r < 2; ++r) {
 #pragma unroll
-      for (int i = 0; i < kTokenTiles; ++i) {
-        const int token = i * 8 + 2 * t;
-        if (token < p.m) {
-          partial[token * kPartialStride] = acc[r][i][0] * kUpLow;
-          partial[token * kPartialStride + 8] = acc[r][i][2] * kUpHigh;
+          for (int i = 0; i < kTokenTiles; ++i) {
+            float(&v)[4] = acc[r][i];
+            const int token = i * 8 + 2 * t;
+            if (token < p.m) {
+              to[token * kPartialStride] = v[0] * kUpLow;
+              to[token * kPartialStride + 8] = v[2] * kUpHigh;
+            }
+            if (token + 1 < p.m) {
+              to[(token + 1) * kPartialStride] = v[1] * kUpLow;
+              to[(token + 1) * kPartialStride + 8] = v[3] * kUpHigh;
+            }
+            v[0] = v[1] = v[2] = v[3] = 0.0f;
+          }
+          to += p.m * kPartialStride;
         }
-        if (token + 1 < p.m) {
-          partial[(token + 1) * kPartialStride] = acc[r][i][1] * kUpLow;
-          partial[(token + 1) * kPartialStride + 8] = acc[r][i][3] * kUpHigh;
+        if (lane == 0 && ends) {
+          span->y = sum_slot;
+          if (at.left != 0) (span + 1)->x = sum_slot + 1;
         }
+        ++span, ++sum_slot;
       }
-      partial += kStreamWarps * p.m * kPartialStride;
     }
-    const int done = min(tile + 2, tiles);
-    if (done - flushed == p.flush || done == tiles) {
-      FlushTiles<T>(p, partials + buffer * p.buffer_floats, exchange + buffer * p.flush * p.m * 16,
-                    rstd, first_tile + flushed, done - flushed, rank, cluster, flushed == 0,
-                    residual0, weight0);
-      flushed = done;
-      buffer ^= 1;
-    }
+    const int next = round + p.round_pairs;
+    if (next < pairs) start_round(next);
+    __syncthreads();
+    FinishRound<kThreads>(p, place, 2 * round, min(2 * p.round_pairs, place.tiles - 2 * round),
+                round == 0 ? reinterpret_cast<const float4*>(shared + p.fetched_offset) : nullptr);
+    if (next < pairs) __syncthreads();
   }
-  if (cluster > 1) ptx::ClusterSync();  // others may still read this block's sums
 #endif
 }
 
@@ -483,34 +526,32 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
 
 struct StreamGeometry {
   StreamParams params;
-  int blocks, cluster, shared_bytes;
+  int blocks, shared_bytes;
 };
 
 template <typename T, CodeKind kKind, int kBits, int kGroup, bool kOffsets, int kTokenTiles>
 cudaError_t LaunchStream(const StreamGeometry& geometry, bool dependent, cudaStream_t stream) {
   const auto kernel = StreamKernel<T, kKind, kBits, kGroup, kOffsets, kTokenTiles>;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           geometry.shared_bytes);
+  if (!geometry.params.twins) {
+    return Launch(kernel, geometry.blocks, 32 * StreamWarps(kTokenTiles), geometry.shared_bytes,
+                  {stream, dependent}, geometry.params);
+  }
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                 geometry.shared_bytes);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2];
-  int count = 0;
-  if (dependent) {
-    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (geometry.cluster > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count].val.clusterDim.x = geometry.cluster;
-    attributes[count].val.clusterDim.y = 1;
-    attributes[count++].val.clusterDim.z = 1;
-  }
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = 2;
+  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(geometry.blocks);
-  config.blockDim = dim3(kStreamThreads);
+  config.blockDim = dim3(32 * StreamWarps(kTokenTiles));
   config.dynamicSmemBytes = geometry.shared_bytes;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = count;
+  config.numAttrs = dependent ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, geometry.params);
 }
 
@@ -522,16 +563,21 @@ StreamLauncher FindStreamInt8(DType dtype, int group, bool offsets, int token_ti
 StreamLauncher FindStreamPlanes(DType dtype, int bits, int group, bool offsets, int token_tiles);
 StreamLauncher FindStreamCodebook(DType dtype, int group, int token_tiles);
 
-template <typename T, CodeKind kKind, int kBits, int kGroup, bool kOffsets>
-StreamLauncher StreamByTokens(int token_tiles) {
-  if (token_tiles == 1) return LaunchStream<T, kKind, kBits, kGroup, kOffsets, 1>;
-  return LaunchStream<T, kKind, kBits, kGroup, kOffsets, 2>;
+template <CodeKind kKind, int kBits, int kGroup, bool kOffsets>
+StreamLauncher StreamByType(DType dtype, int token_tiles) {
+  using Bf16 = __nv_bfloat16;
+  if (dtype == DType::kF16) {
+    return token_tiles == 1 ? LaunchStream<half, kKind, kBits, kGroup, kOffsets, 1>
+                            : LaunchStream<half, kKind, kBits, kGroup, kOffsets, 2>;
+  }
+  return token_tiles == 1 ? LaunchStream<Bf16, kKind, kBits, kGroup, kOffsets, 1>
+                          : LaunchStream<Bf16, kKind, kBits, kGroup, kOffsets, 2>;
 }
 
-template <typename T, int kBits, int kGroup>
-StreamLauncher StreamByOffsets(bool offsets, int token_tiles) {
-  if (offsets) return StreamByTokens<T, CodeKind::kInteger, kBits, kGroup, true>(token_tiles);
-  return StreamByTokens<T, CodeKind::kInteger, kBits, kGroup, false>(token_tiles);
+template <int kBits, int kGroup>
+StreamLauncher StreamByOffsets(DType dtype, bool offsets, int token_tiles) {
+  return offsets ? StreamByType<CodeKind::kInteger, kBits, kGroup, true>(dtype, token_tiles)
+                 : StreamByType<CodeKind::kInteger, kBits, kGroup, false>(dtype, token_tiles);
 }
 
 }  // namespace nibble::cuda

@@ -7,7 +7,7 @@
 //   kernel_bench plans                                        every cut of the streamed product
 //   kernel_bench tiles [--encodings int4,...] [--m 32,...]    and of the tile product
 //   kernel_bench chain [--encodings int4] [--m 1,...] [--path product|stream|tiles]
-//                                                             Llama-3-8B, 32 layers, one graph
+//                      [--type f16|bf16]                      Llama-3-8B, 32 layers, one graph
 //   kernel_bench once [--encodings int4] [--m 1]              each product twice, for a profiler
 //
 // Weights are rotated over more memory than the L2 holds; inputs are random.
@@ -318,7 +318,8 @@ void Tiles(const std::string& encodings, const std::vector<int>& tokens) {
 
 void Plans(const std::vector<int>& tokens) {
   std::mt19937 rng(1);
-  std::printf("shape,m,cluster,us\n");
+  const DeviceArray<std::uint32_t> flags(std::vector<std::uint32_t>(kProductFlags, 0));
+  std::printf("shape,m,parts,us\n");
   for (const Shape& shape : kLlama8B) {
     const DeviceArray<std::uint16_t> x(RandomHalves(64LL * shape.k, DType::kF16, rng));
     const DeviceArray<std::uint16_t> out(64LL * shape.n);
@@ -328,7 +329,7 @@ void Plans(const std::vector<int>& tokens) {
     const Weights w(shape, e, copies, rng);
     for (int m : tokens) {
       {
-        for (int cluster : {1, 2, 4}) {
+        for (int parts : {1, 2, 4}) {
           bool fits = true;
           const int launches = std::max(copies, 24);
           const double us = MedianReplay([&](cudaStream_t stream) {
@@ -336,13 +337,13 @@ void Plans(const std::vector<int>& tokens) {
                                 ProductArgs args = Args(shape, m, x, out);
                                 args.w = w.At(i % copies);
                                 args.dependent = i > 0;
-                                fits &= StreamProduct(args, stream, {cluster}) == cudaSuccess;
+                                fits &= StreamProduct(args, stream, {parts, flags.get()}) == cudaSuccess;
                               }
                             }) /
                             launches;
           cudaGetLastError();
           if (!fits) continue;
-          std::printf("%s,%d,%d,%.2f\n", shape.name, m, cluster, us);
+          std::printf("%s,%d,%d,%.2f\n", shape.name, m, parts, us);
           std::fflush(stdout);
         }
       }
@@ -377,7 +378,8 @@ void Once(const std::string& encoding, const std::vector<int>& tokens) {
 // One decode step's products of Llama-3-8B: 32 layers of qkv, o, gate_up, down with norms, residual
 // adds and SiLU * mul, every layer its own weights. Checks that every replay gives the same bits,
 // and that they are the bits of launches one by one without dependent launch.
-void Chain(const std::string& encoding, const std::string& path, const std::vector<int>& tokens) {
+void Chain(const std::string& encoding, const std::string& path, DType dtype,
+           const std::vector<int>& tokens) {
   constexpr int kLayers = 32, kHidden = 4096, kFfn = 14336, kQkv = 6144;
   std::mt19937 rng(1);
   const Encoding* e = nullptr;
@@ -398,17 +400,17 @@ void Chain(const std::string& encoding, const std::string& path, const std::vect
   NIBBLE_CUDA_OK(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, 0));
   const ProductScratch scratch{nullptr, partials.get(), nullptr, flags.get()};
   const auto product = [&](const ProductArgs& args, cudaStream_t stream) {
-    if (path == "stream") return StreamProduct(args, stream);
+    if (path == "stream") return StreamProduct(args, stream, {0, flags.get()});
     if (path == "product") return Product(args, scratch, stream);
     return TiledProduct(args, ChooseTiles(args, workspace, sms), workspace, stream);
   };
-  std::printf("chain,encoding,m,us_a_layer,TBps,bits\n");
+  std::printf("chain,encoding,type,m,us_a_layer,TBps,bits\n");
   for (int m : tokens) {
     std::vector<float> start = RandomFloats(m * kHidden, rng), squares(m * kHidden / 16, 0.0f);
     std::vector<std::uint16_t> start_normed(start.size());
     for (std::size_t i = 0; i < start.size(); ++i) {
       squares[i / 16] += start[i] * start[i];
-      start_normed[i] = F32ToF16(start[i]);
+      start_normed[i] = test::Encode(start[i], dtype);
     }
     const DeviceArray<float> d_start(start), d_start_squares(squares);
     const DeviceArray<std::uint16_t> d_start_normed(start_normed);
@@ -424,6 +426,7 @@ void Chain(const std::string& encoding, const std::string& path, const std::vect
       for (int layer = 0; layer < kLayers; ++layer) {
         ProductArgs args;
         args.m = m;
+        args.dtype = dtype;
         args.x = normed.get();
         args.ldx = kHidden;
         args.norm_in = {sums.get(), kHidden / 16, kHidden, 1e-5f};
@@ -435,6 +438,7 @@ void Chain(const std::string& encoding, const std::string& path, const std::vect
 
         args = {};
         args.m = m;
+        args.dtype = dtype;
         args.x = qkv.get();
         args.ldx = kQkv;
         args.w = weights[1].At(layer);
@@ -446,6 +450,7 @@ void Chain(const std::string& encoding, const std::string& path, const std::vect
 
         args = {};
         args.m = m;
+        args.dtype = dtype;
         args.x = normed.get();
         args.ldx = kHidden;
         args.norm_in = {sums.get(), kHidden / 16, kHidden, 1e-5f};
@@ -458,6 +463,7 @@ void Chain(const std::string& encoding, const std::string& path, const std::vect
 
         args = {};
         args.m = m;
+        args.dtype = dtype;
         args.x = glu.get();
         args.ldx = kFfn;
         args.w = weights[3].At(layer);
@@ -485,7 +491,8 @@ void Chain(const std::string& encoding, const std::string& path, const std::vect
       const std::vector<float> again = residual.Host();
       wrong += std::memcmp(again.data(), expected.data(), again.size() * 4) != 0;
     }
-    std::printf("chain,%s,%d,%.2f,%.2f,%s (%d of 40 differ, %d not finite)\n", e->name, m,
+    std::printf("chain,%s,%s,%d,%.2f,%.2f,%s (%d of 40 differ, %d not finite)\n", e->name,
+                dtype == DType::kF16 ? "f16" : "bf16", m,
                 us / kLayers, layer_bytes / (us / kLayers) * 1e-6,
                 wrong == 0 && not_finite == 0 ? "equal" : "WRONG", wrong, not_finite);
     std::fflush(stdout);
@@ -498,11 +505,12 @@ void Chain(const std::string& encoding, const std::string& path, const std::vect
 int main(int argc, char** argv) {
   using namespace nibble::cuda::bench;
   std::string mode = argc > 1 ? argv[1] : "", encodings = "int4", path = "product", keep = "codes",
-              m;
+              type = "f16", m;
   for (int i = 2; i + 1 < argc; i += 2) {
     if (std::strcmp(argv[i], "--encodings") == 0) encodings = argv[i + 1];
     if (std::strcmp(argv[i], "--m") == 0) m = argv[i + 1];
     if (std::strcmp(argv[i], "--path") == 0) path = argv[i + 1];
+    if (std::strcmp(argv[i], "--type") == 0) type = argv[i + 1];
     if (std::strcmp(argv[i], "--keep") == 0) keep = argv[i + 1];
   }
   const auto tokens = [&](const char* otherwise) {
@@ -521,7 +529,8 @@ int main(int argc, char** argv) {
   else if (mode == "tiles")
     Tiles(encodings, tokens("32,64,128,256,512,1024,4096"));
   else if (mode == "chain")
-    Chain(encodings, path, tokens("1,2,4,8,16,32,64"));
+    Chain(encodings, path, type == "bf16" ? nibble::DType::kBF16 : nibble::DType::kF16,
+          tokens("1,2,4,8,16,32,64"));
   else if (mode == "once")
     Once(encodings, tokens("1"));
   else {

@@ -47,32 +47,88 @@ void TestEncoding(Counter& counter, const Encoding& e, std::mt19937& rng) {
   }
 }
 
-// Every way to cut the same product gives the same answer.
+// Every way to cut the same product gives the same answer and leaves the flags zero. Enough rows for
+// blocks with several pairs of tiles, an odd tile, and sums in several rounds.
 void TestPlans(Counter& counter, std::mt19937& rng) {
-  const PackedShape shape{2064, 4096, CodeKind::kInteger, 4, 128, OffsetMode::kConstant};
-  const TestMatrix w = RandomMatrix(shape, 128, false, rng);
-  for (int m : {1, 8, 13, 27}) {
-    const std::vector<std::uint16_t> x = RandomHalves(m * shape.k, DType::kF16, rng);
-    const DeviceArray<std::uint16_t> d_x(x);
-    const std::vector<float> expected =
-        Reference(DecodeAll(x, DType::kF16), w.values, m, shape.n, shape.k);
-    {
-      for (int cluster : {1, 2, 4, 8}) {
-        DeviceArray<float> out(m * shape.n);
-        ProductArgs args;
-        args.w = w.packed;
-        args.x = d_x.get();
-        args.ldx = shape.k;
-        args.m = m;
-        args.output = Output::kStoreF32;
-        args.out = out.get();
-        args.ldo = shape.n;
-        args.dependent = false;
-        NIBBLE_CUDA_OK(StreamProduct(args, nullptr, {cluster}));
-        NIBBLE_CUDA_OK(cudaDeviceSynchronize());
-        counter.Near("plan m=" + std::to_string(m) + " cluster=" + std::to_string(cluster),
-                     out.Host(), expected, 5e-5);
+  const DeviceArray<std::uint32_t> flags(std::vector<std::uint32_t>(kProductFlags, 0));
+  for (const auto& [n, k] : {std::pair{2064, 4096}, {15000, 1024}, {80016, 256}}) {
+    const PackedShape shape{n, k, CodeKind::kInteger, 4, 128, OffsetMode::kConstant};
+    const TestMatrix w = RandomMatrix(shape, 128, false, rng);
+    for (DType dtype : {DType::kF16, DType::kBF16}) {
+      for (int m : {1, 8, 13, 27}) {
+        const std::vector<std::uint16_t> x = RandomHalves(m * k, dtype, rng);
+        const DeviceArray<std::uint16_t> d_x(x);
+        const std::vector<float> expected = Reference(DecodeAll(x, dtype), w.values, m, n, k);
+        for (int parts : {0, 1, 2, 4}) {
+          DeviceArray<float> out(m * n);
+          ProductArgs args;
+          args.w = w.packed;
+          args.dtype = dtype;
+          args.x = d_x.get();
+          args.ldx = k;
+          args.m = m;
+          args.output = Output::kStoreF32;
+          args.out = out.get();
+          args.ldo = n;
+          args.dependent = false;
+          const cudaError_t error = StreamProduct(args, nullptr, {parts, flags.get()});
+          if (error == cudaErrorInvalidValue && parts * 128 > k) continue;
+          NIBBLE_CUDA_OK(error);
+          NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+          counter.Near("plan n=" + std::to_string(n) + " m=" + std::to_string(m) +
+                           (dtype == DType::kF16 ? " f16" : " bf16") +
+                           " parts=" + std::to_string(parts),
+                       out.Host(), expected, 5e-5);
+        }
       }
+    }
+  }
+  int not_zero = 0;
+  for (std::uint32_t flag : flags.Host()) not_zero += flag != 0;
+  counter.True("flags are zero", not_zero == 0);
+}
+
+// bf16 activations of any magnitude, and those that are no numbers, which stay with their token.
+void TestRange(Counter& counter, int bits, std::mt19937& rng) {
+  const int n = 256, k = 1024, m = 5;
+  const PackedShape shape{n, k, CodeKind::kInteger, bits, 128, OffsetMode::kConstant};
+  const TestMatrix w = RandomMatrix(shape, 128, false, rng);
+  std::vector<float> values = RandomFloats(m * k, rng);
+  const float magnitudes[m] = {1e-30f, 1.0f, 3e30f, 1.0f, 1e-4f};
+  for (int i = 0; i < m * k; ++i) values[i] *= magnitudes[i / k] * std::exp2(i % 128 / 16 * -2.0f);
+  std::vector<std::uint16_t> x(m * k);
+  for (int i = 0; i < m * k; ++i) x[i] = F32ToBf16(values[i]);
+  const std::vector<float> expected = Reference(DecodeAll(x, DType::kBF16), w.values, m, n, k);
+  x[3 * k + 77] = 0x7fc0;  // NaN
+  const DeviceArray<std::uint16_t> d_x(x);
+  DeviceArray<float> out(m * n);
+  ProductArgs args;
+  args.w = w.packed;
+  args.dtype = DType::kBF16;
+  args.x = d_x.get();
+  args.ldx = k;
+  args.m = m;
+  args.output = Output::kStoreF32;
+  args.out = out.get();
+  args.ldo = n;
+  args.dependent = false;
+  NIBBLE_CUDA_OK(StreamProduct(args, nullptr));
+  NIBBLE_CUDA_OK(cudaDeviceSynchronize());
+  const std::vector<float> all = out.Host();
+  for (int token = 0; token < m; ++token) {
+    const auto row = [&](const std::vector<float>& from) {
+      return std::vector<float>(from.begin() + token * n, from.begin() + (token + 1) * n);
+    };
+    if (token == 3) {
+      int numbers = 0;
+      for (float v : row(all)) numbers += !std::isnan(v);
+      counter.True("NaN stays with its token", numbers == 0);
+    } else {
+      std::vector<float> got = row(all), want = row(expected);
+      for (auto* side : {&got, &want}) {
+        for (float& v : *side) v /= magnitudes[token];
+      }
+      counter.Near("bf16 times " + std::to_string(magnitudes[token]), got, want, 5e-5);
     }
   }
 }
@@ -266,6 +322,7 @@ void TestProducts(Counter& counter) {
   TestEpilogues(counter, rng);
   TestDense(counter, rng);
   TestPlans(counter, rng);
+  for (int bits : {4, 8}) TestRange(counter, bits, rng);
   for (const Encoding& encoding : kEncodings) TestEncoding(counter, encoding, rng);
 }
 
