@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <memory>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -42,6 +43,20 @@ TEST(HostMemoryTest, PagesOfLargeOnesFollowAndKeepWhatWasWritten) {
   EXPECT_EQ(ResidentPages(memory), pages);
   EXPECT_EQ(*memory.At<int>(memory.size() - 64), 42);
   EXPECT_EQ(*memory.At<int>(0), 0);
+}
+
+TEST(HostMemoryTest, StepsGoBeforePages) {
+  auto busy = std::make_unique<HostMemory::Busy>();
+  const auto memory = HostMemory::Allocate(HostMemory::kTakenBehindFrom);
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  const std::int64_t pages = memory->size() / HostMemory::kPageBytes;
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));  // free to take pages, it takes all
+  EXPECT_LT(ResidentPages(*memory), pages / 4);
+  busy.reset();
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (ResidentPages(*memory) < pages && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  EXPECT_EQ(ResidentPages(*memory), pages);
 }
 
 TEST(HostMemoryTest, LargeOnesEndAtAnyTime) {
