@@ -124,14 +124,15 @@ __device__ bool LastToCome(std::uint32_t* counter, unsigned blocks) {
   return last;
 }
 
-// What SortKernel does, by one block. counts: i32[experts] in shared memory.
-__device__ void SortFew(const ExpertRoutes& routes, std::int32_t* counts, int experts, int pairs,
-                        int top_k) {
+// What SortKernel does, by one block. counts: i32[experts] in shared memory; chosen: i16[pairs].
+__device__ void SortFew(const ExpertRoutes& routes, std::int32_t* counts, std::int16_t* chosen,
+                        int experts, int pairs, int top_k) {
   const int lane = threadIdx.x % 32;
   for (int e = threadIdx.x; e < experts; e += kThreads) counts[e] = 0;
-  __syncthreads();
   for (int i = threadIdx.x; i < pairs; i += kThreads)
-    atomicAdd(counts + __ldcg(routes.chosen + i), 1);
+    chosen[i] = static_cast<std::int16_t>(__ldcg(routes.chosen + i));
+  __syncthreads();
+  for (int i = threadIdx.x; i < pairs; i += kThreads) atomicAdd(counts + chosen[i], 1);
   __syncthreads();
   if (threadIdx.x >= 32) return;
   int before = 0;
@@ -149,7 +150,7 @@ __device__ void SortFew(const ExpertRoutes& routes, std::int32_t* counts, int ex
   if (lane == 0) routes.offsets[experts] = before;
   __syncwarp();
   for (int base = 0; base < pairs; base += 32) {  // counts: where an expert's next row goes
-    const int i = base + lane, expert = i < pairs ? __ldcg(routes.chosen + i) : -1;
+    const int i = base + lane, expert = i < pairs ? chosen[i] : -1;
     const unsigned same = __match_any_sync(~0u, expert);
     const int rank = __popc(same & ((1u << lane) - 1));
     if (expert >= 0) {
@@ -168,6 +169,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) RouteKernel(RouteArgs a) {
   constexpr int kHeld = 8;  // vectors of 8 weights a lane, on their way before the wait
   __shared__ std::int32_t counts[kMostExperts];
+  __shared__ std::int16_t chosen[kFewTokens * kFewRanks];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int expert = blockIdx.x * (kThreads / 32) + warp, token0 = blockIdx.y * kRouteTokens;
   const int vectors = expert < a.experts ? a.k / 8 : 0;
@@ -220,7 +222,7 @@ __global__ void __launch_bounds__(kThreads) RouteKernel(RouteArgs a) {
     __threadfence_block();
     __syncthreads();
   }
-  SortFew(a.routes, counts, a.experts, a.tokens * a.top_k, a.top_k);
+  SortFew(a.routes, counts, chosen, a.experts, a.tokens * a.top_k, a.top_k);
 }
 
 // grid (token, 8 * kThreads columns): 8 columns a thread.
@@ -271,7 +273,7 @@ cudaError_t SortByExpert(const float* logits, const ExpertRoutes& routes, int to
 cudaError_t RouteTokens(const RouteArgs& a, LaunchOptions options) {
   if (a.tokens == 0) return cudaSuccess;
   if (a.tokens < 0 || a.tokens > kFewTokens || a.experts < 1 || a.experts > kMostExperts ||
-      a.top_k < 1 || a.top_k > a.experts || a.k % 8 != 0 || a.ldx % 8 != 0 ||
+      a.top_k < 1 || a.top_k > a.experts || a.top_k > kFewRanks || a.k % 8 != 0 || a.ldx % 8 != 0 ||
       a.counters == nullptr || reinterpret_cast<std::uintptr_t>(a.x) % 16 != 0 ||
       reinterpret_cast<std::uintptr_t>(a.router) % 16 != 0) {
     return cudaErrorInvalidValue;

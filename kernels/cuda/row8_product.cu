@@ -42,6 +42,14 @@ Row8Plan Complete(Row8Plan plan, int m, std::int64_t weights) {
   return plan;
 }
 
+// Whether cutting the last tiles anew saves more than bringing their sums together costs, about as
+// much as kSumUnits units.
+bool SharingPays(int items, int workers, int units) {
+  constexpr double kSumUnits = 5.0;
+  const double rounds = (items + workers - 1) / workers;
+  return (rounds - static_cast<double>(items) / workers) * units > kSumUnits;
+}
+
 }  // namespace
 
 cudaError_t Row8Product(const Row8ProductArgs& args, const ProductScratch& scratch,
@@ -98,9 +106,11 @@ cudaError_t Row8Product(const Row8ProductArgs& args, const ProductScratch& scrat
       args.scratch_bytes >= std::int64_t{4} * kRow8Rows * plan.tokens * workers) {
     p.partials = scratch.weights;
     p.flags = scratch.flags;
-    launch.blocks = workers;
     const int left = items % workers;
-    p.shared_tiles = items < workers ? items : left == 0 ? 0 : left + workers;
+    if (left > 0 && SharingPays(items, workers, p.units)) {
+      launch.blocks = workers;
+      p.shared_tiles = items < workers ? items : left + workers;
+    }
   }
   launch.shared_bytes = plan.stages * (Row8StageBytes(plan.tokens) + 16) + kRow8StagedBytes;
   launch.options = {stream, a.dependent};

@@ -1,7 +1,7 @@
 // Products of 8-bit weights and inputs: out = epilogue(x * w^T) by warpgroup products of bytes.
 //
-// A block owns 128 rows of w and kTokens tokens at a time: two consumer warpgroups of 64 rows. One
-// more warp copies: a stage holds 128 columns of both, swizzled. Weights are on their way before
+// A block owns 128 rows of w and kTokens tokens at a time: two consumer warpgroups of 64 rows. Two
+// more warps copy: a stage holds 128 columns of both, swizzled. Weights are on their way before
 // the previous kernel has ended, and for few tokens all there is to do is to keep up with them.
 // Tiles that do not go round evenly are cut anew, wherever that falls: every SM gets as many
 // columns, and the first of a tile's workers adds up what the others have.
@@ -13,15 +13,15 @@
 
 namespace nibble::cuda {
 
-inline constexpr int kRow8Warps = 8;  // and one that copies
-inline constexpr int kRow8Threads = 32 * (kRow8Warps + 1);
+inline constexpr int kRow8Warps = 8;  // and two that copy
+inline constexpr int kRow8Threads = 32 * (kRow8Warps + 2);
 inline constexpr int kRow8Rows = 128;
 inline constexpr int kRow8GroupTokens = 8;  // tiles of tokens that share rows while those are in L2
 inline constexpr int kRow8Chunk = 16;       // tokens staged at once
 inline constexpr int kRow8StageStride = 68;  // f32 a token of a warpgroup's 64 staged rows
 inline constexpr int kRow8StagedBytes = 2 * kRow8Chunk * kRow8StageStride * 4;
-inline constexpr int kOutlierChunk = 32;  // columns at once, f16[tokens][kOutlierStride] staged
-inline constexpr int kOutlierStride = 34;
+inline constexpr int kOutlierChunk = 16;  // columns at once, f16[tokens][kOutlierStride] staged
+inline constexpr int kOutlierStride = 18;
 static_assert(128 * kOutlierStride * 2 <= kRow8StagedBytes);
 
 struct Row8Params {
@@ -32,7 +32,6 @@ struct Row8Params {
   int row_items, token_items;  // tiles of the output
   int shared_tiles;            // of them, cut evenly among all workers
   int stages;
-  bool late;           // the next kernel may start when all copies are on their way
   bool stream_once;    // nobody reads these weights again
   bool vector;         // rows of the output allow 16-byte accesses
   const void* inputs;  // with outliers: T[m, k] before rounding, ld_inputs apart
@@ -143,62 +142,47 @@ __device__ __forceinline__ void TakeRow8Sums(const Row8Params& p, int unit_end,
   }
 }
 
-__device__ __forceinline__ int OutlierColumn(const Row8Params& p, int count, int index) {
-  return index < count ? p.outliers[2 + OutlierMarks(p.k) + index] : -1;
-}
-
 // acc[row, token] += code[row, column] * input[token, column] over `count` outliers' columns, in
-// 16-bit products: codes and halves are exact. `row`: of this warp; `column`: this lane's of the
-// first kOutlierChunk, or -1. staged: kRow8StagedBytes.
+// 16-bit products: codes and halves are exact. `row`: of this warp. staged: kRow8StagedBytes.
 template <typename T, int kTokens>
-__device__ __forceinline__ void AddOutliers(const Row8Params& p, half* staged, int count,
-                                            int column, int row, int token0,
-                                            float (&acc)[kTokens / 2]) {
+__device__ __forceinline__ void AddOutliers(const Row8Params& p, half* staged, int count, int row,
+                                            int token0, float (&acc)[kTokens / 2]) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const std::int32_t* columns = p.outliers + 2 + OutlierMarks(p.k);
   for (int begin = 0; begin < count; begin += kOutlierChunk) {
-    if (begin > 0) column = OutlierColumn(p, count, begin + lane);
-    std::uint32_t a[kOutlierChunk / 16][4];
+    const int mine = begin + lane % kOutlierChunk, column = mine < count ? columns[mine] : -1;
+    std::uint32_t a[4];
 #pragma unroll
-    for (int step = 0; step < kOutlierChunk / 16; ++step) {
+    for (int pair = 0; pair < 4; ++pair) {
+      float v[2];
 #pragma unroll
-      for (int pair = 0; pair < 4; ++pair) {
-        float v[2] = {};
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int at = step * 16 + 2 * t + pair / 2 * 8 + i;
-          const int from = __shfl_sync(~0u, column, at), r = row + g + pair % 2 * 8;
-          if (from >= 0 && r < p.n) {
-            v[i] = static_cast<std::int8_t>(p.codes[static_cast<std::int64_t>(r) * p.k + from]);
-          }
-        }
-        a[step][pair] = PackPair<half>(v[0], v[1]);
+      for (int i = 0; i < 2; ++i) {  // loaded all the same, so that nothing branches
+        const int from = __shfl_sync(~0u, column, 2 * t + pair / 2 * 8 + i);
+        const int r = min(row + g + pair % 2 * 8, p.n - 1);
+        const auto code = static_cast<std::int8_t>(
+            __ldg(p.codes + static_cast<std::int64_t>(r) * p.k + max(from, 0)));
+        v[i] = from >= 0 ? code : 0;
       }
+      a[pair] = PackPair<half>(v[0], v[1]);
+    }
+    Row8Barrier();
+#pragma unroll 2
+    for (int token = threadIdx.x / kOutlierChunk; token < kTokens;
+         token += 32 * kRow8Warps / kOutlierChunk) {
+      const std::int64_t from = min(token0 + token, p.m - 1) * p.ld_inputs + max(column, 0);
+      const half v = __float2half_rn(ToFloat(static_cast<const T*>(p.inputs)[from]));
+      const bool outlier = column >= 0 && fabsf(__half2float(v)) >= p.threshold;
+      staged[token * kOutlierStride + lane % kOutlierChunk] = outlier ? v : __float2half_rn(0.0f);
     }
     Row8Barrier();
 #pragma unroll
-    for (int i = 0; i < kTokens / kRow8Warps; ++i) {
-      const int token = i * kRow8Warps + threadIdx.x / 32;
-      half v = __float2half_rn(0.0f);
-      if (column >= 0 && token0 + token < p.m) {
-        v = __float2half_rn(
-            ToFloat(static_cast<const T*>(p.inputs)[(token0 + token) * p.ld_inputs + column]));
-        if (fabsf(__half2float(v)) < p.threshold) v = __float2half_rn(0.0f);
-      }
-      staged[token * kOutlierStride + lane] = v;
-    }
-    Row8Barrier();
+    for (int j = 0; j < kTokens / 8; ++j) {
+      const half* b = staged + (j * 8 + g) * kOutlierStride + 2 * t;
+      float d[4] = {acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]};
+      ptx::Mma<half>(d, a, *reinterpret_cast<const std::uint32_t*>(b),
+                     *reinterpret_cast<const std::uint32_t*>(b + 8));
 #pragma unroll
-    for (int step = 0; step < kOutlierChunk / 16; ++step) {
-      if (begin + step * 16 >= count) break;
-#pragma unroll
-      for (int j = 0; j < kTokens / 8; ++j) {
-        const half* b = staged + (j * 8 + g) * kOutlierStride + step * 16 + 2 * t;
-        float d[4] = {acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]};
-        ptx::Mma<half>(d, a[step], *reinterpret_cast<const std::uint32_t*>(b),
-                       *reinterpret_cast<const std::uint32_t*>(b + 8));
-#pragma unroll
-        for (int i = 0; i < 4; ++i) acc[4 * j + i] = d[i];
-      }
+      for (int i = 0; i < 4; ++i) acc[4 * j + i] = d[i];
     }
   }
 }
@@ -307,52 +291,37 @@ __global__ void __launch_bounds__(kRow8Threads, kTokens <= 32 ? 2 : 1)
   ptx::LaunchDependents();
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.stages; ++i) {
-      ptx::BarrierInit(full + i * 8, 1);
+      ptx::BarrierInit(full + i * 8, 2);
       ptx::BarrierInit(empty + i * 8, kRow8Warps);
     }
     ptx::FenceBarrierInit();
   }
   __syncthreads();
 
-  using Cursor = Row8Cursor<kTokens>;
-  Cursor at;
+  Row8Cursor<kTokens> at;
   at.Start(p);
-  if (warp == kRow8Warps) {
-    // ---- The copying warp: weights, which nobody writes, before the wait ----
+  if (warp >= kRow8Warps) {
+    // ---- The copying warps: one for weights, which nobody writes, one for inputs ----
     if (lane != 0) return;
+    const bool weights = warp == kRow8Warps;
     const std::uint64_t policy = ptx::EvictFirstPolicy();
-    const auto copy_w = [&](const Cursor& c, int stage) {
-      const std::uint32_t barrier = full + stage * 8, to = base + stage * kStageBytes + kXBytes;
-      ptx::BarrierExpect(barrier, kStageBytes);
-      if (p.stream_once) {
-        ptx::TensorCopy(to, &p.w, c.unit * (kUnit / 2), c.row, barrier, policy);
-      } else {
-        ptx::TensorCopy(to, &p.w, c.unit * (kUnit / 2), c.row, barrier);
+    if (!weights) ptx::WaitForPrerequisites();
+    int stage = 0, round = 0;
+    while (at.Next(p)) {
+      for (; at.unit < at.unit_end; ++at.unit) {
+        if (round > 0) ptx::BarrierWait(empty + stage * 8, (round - 1) & 1);
+        const std::uint32_t to = base + stage * kStageBytes, barrier = full + stage * 8;
+        const int column = at.unit * (kUnit / 2);
+        ptx::BarrierExpect(barrier, weights ? kRow8Rows * kUnit : kXBytes);
+        if (!weights) {
+          ptx::TensorCopy(to, &p.x, column, at.token, barrier);
+        } else if (p.stream_once) {
+          ptx::TensorCopy(to + kXBytes, &p.w, column, at.row, barrier, policy);
+        } else {
+          ptx::TensorCopy(to + kXBytes, &p.w, column, at.row, barrier);
+        }
+        if (++stage == p.stages) stage = 0, ++round;
       }
-    };
-    const auto copy_x = [&](const Cursor& c, int stage) {
-      ptx::TensorCopy(base + stage * kStageBytes, &p.x, c.unit * (kUnit / 2), c.token,
-                      full + stage * 8);
-    };
-    const auto advance = [&](Cursor& c) { return ++c.unit < c.unit_end || c.Next(p); };
-    Cursor x_at = at;
-    bool more = at.Next(p), x_more = x_at.Next(p);
-    for (int i = 0; i < p.stages && more; ++i) {
-      copy_w(at, i);
-      more = advance(at);
-    }
-    ptx::WaitForPrerequisites();
-    for (int i = 0; i < p.stages && x_more; ++i) {
-      copy_x(x_at, i);
-      x_more = advance(x_at);
-    }
-    int stage = 0, parity = 0;
-    while (more) {
-      ptx::BarrierWait(empty + stage * 8, parity);
-      copy_w(at, stage);
-      copy_x(at, stage);
-      more = advance(at);
-      if (++stage == p.stages) stage = 0, parity ^= 1;
     }
     return;
   }
@@ -364,7 +333,6 @@ __global__ void __launch_bounds__(kRow8Threads, kTokens <= 32 ? 2 : 1)
     if (lane == 0) ptx::BarrierArrive(empty + stage * 8);
   };
   const int outliers = kInt8 && p.outliers != nullptr ? p.outliers[0] : 0;
-  const int outlier_column = outliers > 0 ? OutlierColumn(p, outliers, lane) : -1;
   int stage = 0, parity = 0;
   while (at.Next(p)) {
     const int first_unit = at.unit, token0 = at.token;
@@ -430,8 +398,7 @@ __global__ void __launch_bounds__(kRow8Threads, kTokens <= 32 ? 2 : 1)
     char* staged = shared + staged_offset;
     if constexpr (kInt8) {
       if (outliers > 0) {
-        AddOutliers<T, kTokens>(p, reinterpret_cast<half*>(staged), outliers, outlier_column,
-                                row - g, token0, acc);
+        AddOutliers<T, kTokens>(p, reinterpret_cast<half*>(staged), outliers, row - g, token0, acc);
         Row8Barrier();
       }
     }

@@ -197,11 +197,9 @@ void Row8(const std::vector<std::string>& codes, const std::vector<int>& tokens)
     for (const Code& code : kCodes) {
       if (std::find(codes.begin(), codes.end(), code.name) == codes.end()) continue;
       const Products products(shape, code, Copies(shape), max_m, rng);
-      if (dense.empty()) {
-        for (int m : tokens) dense.push_back(products.TimeCublas(cublas, m));
-      }
       for (std::size_t i = 0; i < tokens.size(); ++i) {
         const int m = tokens[i];
+        if (dense.size() == i) dense.push_back(products.TimeCublas(cublas, m));
         const double us = products.TimeProduct(m, {}), rounding = products.TimeQuantize(m);
         const double size = double{1} * shape.n * shape.k;
         std::printf("%s,%d,%d,%s,%d,%.2f,%.2f,%.2f,%.2f,%.2f,%.0f\n", shape.name, shape.n, shape.k,
