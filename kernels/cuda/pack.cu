@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(32 * kUnpackWarps)
     UnpackKernel(const __grid_constant__ PackedMatrix w, const OffsetRule rule, float up, T* out) {
   using Codes = CodesOf<T, kKind, kBits>;
   __shared__ __align__(16) T staged[kUnpackWarps][kTileRows * kStagedStride];
-  extern __shared__ std::uint32_t pairs[];
+  extern __shared__ __align__(16) std::uint32_t pairs[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   if constexpr (Codes::kTable) {
     Codes::FillTable(pairs, w.table.data());

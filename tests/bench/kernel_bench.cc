@@ -112,22 +112,24 @@ class Weights {
 double TimeCublas(cublasHandle_t cublas, const Shape& shape, int m,
                   const DeviceArray<std::uint16_t>& w, int copies,
                   const DeviceArray<std::uint16_t>& x, const DeviceArray<std::uint16_t>& out,
-                  int launches) {
+                  int launches, int replays) {
   const float one = 1.0f, zero = 0.0f;
-  return MedianReplay([&](cudaStream_t stream) {
-           cublasSetStream(cublas, stream);
-           for (int i = 0; i < launches; ++i) {
-             const std::uint16_t* weights =
-                 w.get() + static_cast<std::int64_t>(i % copies) * shape.n * shape.k;
-             if (cublasGemmEx(cublas, CUBLAS_OP_T, CUBLAS_OP_N, shape.n, m, shape.k, &one, weights,
-                              CUDA_R_16F, shape.k, x.get(), CUDA_R_16F, shape.k, &zero, out.get(),
-                              CUDA_R_16F, shape.n, CUBLAS_COMPUTE_32F,
-                              CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS) {
-               std::printf("cublasGemmEx failed\n");
-               std::exit(1);
-             }
-           }
-         }) /
+  return MedianReplay(
+             [&](cudaStream_t stream) {
+               cublasSetStream(cublas, stream);
+               for (int i = 0; i < launches; ++i) {
+                 const std::uint16_t* weights =
+                     w.get() + static_cast<std::int64_t>(i % copies) * shape.n * shape.k;
+                 if (cublasGemmEx(cublas, CUBLAS_OP_T, CUBLAS_OP_N, shape.n, m, shape.k, &one,
+                                  weights, CUDA_R_16F, shape.k, x.get(), CUDA_R_16F, shape.k, &zero,
+                                  out.get(), CUDA_R_16F, shape.n, CUBLAS_COMPUTE_32F,
+                                  CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS) {
+                   std::printf("cublasGemmEx failed\n");
+                   std::exit(1);
+                 }
+               }
+             },
+             replays) /
          launches;
 }
 
@@ -221,22 +223,25 @@ void Products(const std::string& encodings, const std::string& keep,
       }
       NIBBLE_CUDA_OK(cudaDeviceSynchronize());
       for (int m : tokens) {
+        const int replays = m > 256 ? 7 : 15;
         Rest();
         const double reference = TimeCublas(scratch.cublas(), shape, m, dense, dense_copies, x, out,
-                                            std::max(dense_copies, m > 256 ? 8 : 24));
+                                            std::max(dense_copies, m > 256 ? 8 : 24), replays);
         for (const std::string& kept : Split(keep)) {
           const int launches = std::max(copies, m > 256 ? 8 : 24);
           Rest();
-          const double us = MedianReplay([&](cudaStream_t stream) {
-                              for (int i = 0; i < launches; ++i) {
-                                ProductArgs args = Args(shape, m, x, out);
-                                args.w = w.At(i % copies);
-                                if (kept == "copy")
-                                  args.expanded = expanded.get() + i % dense_copies * size;
-                                args.dependent = i > 0;
-                                NIBBLE_CUDA_OK(Product(args, scratch.product(), stream));
-                              }
-                            }) /
+          const double us = MedianReplay(
+                                [&](cudaStream_t stream) {
+                                  for (int i = 0; i < launches; ++i) {
+                                    ProductArgs args = Args(shape, m, x, out);
+                                    args.w = w.At(i % copies);
+                                    if (kept == "copy")
+                                      args.expanded = expanded.get() + i % dense_copies * size;
+                                    args.dependent = i > 0;
+                                    NIBBLE_CUDA_OK(Product(args, scratch.product(), stream));
+                                  }
+                                },
+                                replays) /
                             launches;
           std::printf("%s,%d,%d,%s,%s,%d,%.2f,%.2f,%.2f,%.2f\n", shape.name, shape.n, shape.k,
                       e.name, kept.c_str(), m, us, reference, reference / us,
