@@ -330,9 +330,6 @@ struct AttentionArgs {
 };
 // Of args' heads and head_dim, whatever the sequences.
 std::int64_t AttentionWorkspaceBytes(const AttentionArgs& args);
-inline std::int64_t DecodeWorkspaceBytes(const AttentionArgs& args) {
-  return AttentionWorkspaceBytes(args);
-}
 cudaError_t DecodeAttention(const AttentionArgs& args, LaunchOptions options);
 cudaError_t PrefillAttention(const AttentionArgs& args, LaunchOptions options);
 
