@@ -119,7 +119,8 @@ bool PrefersStream(const ProductArgs& args) {
 }
 
 // Microseconds of a dense product on an H200: the weights' way from memory or the arithmetic, the
-// larger one smoothly, and an epilogue that reads the product again.
+// larger one smoothly, and an epilogue that reads the product again; twice as dear where cuBLAS has
+// several slices of tokens.
 float DenseMicroseconds(const ProductArgs& args) {
   const auto n = static_cast<float>(args.w.shape.n), k = static_cast<float>(args.w.shape.k),
              m = static_cast<float>(args.m);
@@ -127,7 +128,8 @@ float DenseMicroseconds(const ProductArgs& args) {
   const float product = 3.5f + std::sqrt(std::hypot(read * read, multiply * multiply));
   const bool plain =
       args.output == Output::kStore && args.bias == nullptr && args.norm_in.square_sums == nullptr;
-  return plain ? product : product + 1.5f + 3 * m * n / 5e6f;
+  const float bytes = args.m <= RawTokens(args.w.shape.n) ? 3 : 6;  // an element
+  return plain ? product : product + 1.5f + bytes * m * n / 5e6f;
 }
 
 // Of DequantizePacked.
