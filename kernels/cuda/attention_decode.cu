@@ -158,8 +158,8 @@ __global__ void __launch_bounds__(kThreads, BlocksAnSm<Tiles>())
 }
 
 // Blocks of a cluster: a power of two.
-int Splits(const AttentionArgs& args, int major, int columns) {
-  if (major < 9) return 1;
+int Splits(const AttentionArgs& args, const DeviceTraits& device, int columns) {
+  if (!device.has_clusters()) return 1;
   const int pages = std::max(1, (args.max_context + kPageTokens - 1) / kPageTokens);
   int splits = 1;
   if (args.split_tokens > 0) {
@@ -174,6 +174,16 @@ int Splits(const AttentionArgs& args, int major, int columns) {
   }
   while (splits < 8 && args.max_context > 2048 * splits) splits *= 2;
   return splits;
+}
+
+// Where shared memory is too little for rings of wide heads.
+cudaError_t DecodeByRows(AttentionArgs args, LaunchOptions options) {
+  if (args.append != nullptr) {
+    const cudaError_t error = RopeAppend(*args.append, options);
+    if (error != cudaSuccess) return error;
+    options.dependent = true;
+  }
+  return PortableAttention(args, options);
 }
 
 template <typename T, typename Tiles>
@@ -193,27 +203,25 @@ cudaError_t LaunchDecode(const AttentionArgs& args, LaunchOptions options) {
   p.head_bytes = static_cast<int>(args.kv.HeadStride()) * Tiles::kElementBytes;
   p.value_offset = static_cast<int>(args.kv.ValueOffset()) * Tiles::kElementBytes;
   p.scale_offset = static_cast<int>(args.kv.ScaleOffset()) * Tiles::kElementBytes;
-  int device = 0, major = 0, sms = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  DeviceTraits device;
+  cudaError_t error = CurrentDevice(&device);
   if (error != cudaSuccess) return error;
   // Clusters are quicker where they fill a device once and no block has very many keys.
-  const int splits = Splits(args, major, p.columns);
-  p.even =
-      args.split_tokens == kSplitEvenly ||
-      (args.split_tokens == 0 && args.flags != nullptr && args.workspace != nullptr &&
-       (major < 9 || args.sequences * p.columns * 2 > sms || args.max_context > 1024 * splits));
-  const int bytes = Layout<T, Tiles>::Bytes(p.rows, p.even);
+  const int splits = Splits(args, device, p.columns);
+  p.even = args.split_tokens == kSplitEvenly ||
+           (args.split_tokens == 0 && args.flags != nullptr && args.workspace != nullptr &&
+            (!device.has_clusters() || args.sequences * p.columns * 2 > device.sms ||
+             args.max_context > 1024 * splits));
+  const int bytes = device.arch < 90 ? Layout<T, Tiles, true>::Bytes(p.rows, p.even)
+                                     : Layout<T, Tiles, false>::Bytes(p.rows, p.even);
+  if (bytes > device.shared_bytes) return DecodeByRows(p.args, options);
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
 
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = {};
   config.attrs = attributes;
-  if (options.dependent) {
+  if (options.dependent && device.launches_dependent()) {
     attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
   }
@@ -221,7 +229,7 @@ cudaError_t LaunchDecode(const AttentionArgs& args, LaunchOptions options) {
     int resident = 0;
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, bytes);
     if (error != cudaSuccess) return error;
-    config.gridDim = dim3(std::min(std::max(1, resident) * sms, kAttentionFlags));
+    config.gridDim = dim3(std::min(std::max(1, resident) * device.sms, kAttentionFlags));
   } else {
     config.gridDim = dim3(splits, p.columns, args.sequences);
     if (splits > 8) {

@@ -157,12 +157,19 @@ struct Column {
 
 // ---- Shared memory ----
 
+// Whether this code is for devices below 9.0, where a block may have as little as 99 KB.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+inline constexpr bool kLittleShared = true;
+#else
+inline constexpr bool kLittleShared = false;
+#endif
+
 // Two or three blocks an SM, so that one streams while another begins or merges; three of 8 bits,
 // which take as many instructions for half the bytes.
-template <typename Tiles>
+template <typename Tiles, bool kLittle = kLittleShared>
 constexpr int Stages() {
-  return std::clamp((Tiles::kElementBytes == 1 ? 17408 : 24576) / Tiles::TileBytes(kWarpKeys), 2,
-                    8);
+  constexpr int kBytes = Tiles::kElementBytes == 1 ? 17408 : kLittle ? 16384 : 24576;
+  return std::clamp(kBytes / Tiles::TileBytes(kWarpKeys), 2, 8);
 }
 template <typename Tiles>
 constexpr int BlocksAnSm() {
@@ -179,10 +186,10 @@ constexpr int Stride() {
 // Shared memory, in this order: the rings; maxima and sums of merging warps; q T[rows][kDim + 8];
 // the newest key and value as the cache holds them and their scales; each warp's heads as they are
 // in the row T[items][kDim]; inverse frequencies; clusters: the result.
-template <typename T, typename Tiles>
+template <typename T, typename Tiles, bool kLittle = kLittleShared>
 struct Layout {
   static constexpr int kDim = Tiles::kDim;
-  static constexpr int kTops = kWarps * Stages<Tiles>() * Tiles::TileBytes(kWarpKeys);
+  static constexpr int kTops = kWarps * Stages<Tiles, kLittle>() * Tiles::TileBytes(kWarpKeys);
   static constexpr int kQueries = kTops + kWarps * 8 * 8;
   static constexpr int kQueryStride = kDim + 8;
   static constexpr int kNewestBytes = 2 * kDim * Tiles::kElementBytes;

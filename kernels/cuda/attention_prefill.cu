@@ -2,8 +2,8 @@
 // included. This kernel runs everywhere; attention_wgmma.cu is faster where it runs.
 //
 // A block is (tile of 64 rows, head, sequence); its four warps take 16 rows each and walk the
-// visible pages together, the next page on its way while one is used. Also decodes sequences of
-// several query rows.
+// visible keys together, the next page (half a page of wide heads, so that two fit the smallest
+// shared memory) on its way while one is used. Also decodes sequences of several query rows.
 #include "kernels/cuda/attention_bytes.cuh"
 #include "kernels/cuda/attention_prefill.cuh"
 
@@ -15,18 +15,25 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kTileRows = 16 * kWarps;
 
 template <typename Tiles>
+constexpr int StageKeys() {
+  return Tiles::kDim <= 128 ? kPageTokens : kPageTokens / 2;
+}
+template <typename Tiles>
 constexpr int SharedBytes() {
-  return 2 * Tiles::TileBytes(kPageTokens);
+  return 2 * Tiles::TileBytes(StageKeys<Tiles>());
 }  // two stages
 
 template <typename T, typename Tiles>
 __global__ void __launch_bounds__(kThreads) PrefillKernel(AttentionArgs a) {
-  constexpr int kDim = Tiles::kDim, kStageBytes = Tiles::TileBytes(kPageTokens);
+  constexpr int kDim = Tiles::kDim, kKeys = StageKeys<Tiles>();
+  constexpr int kStageBytes = Tiles::TileBytes(kKeys);
   extern __shared__ __align__(128) char shared[];
   ptx::LaunchDependents();
   ptx::WaitForPrerequisites();
   const int sequence = blockIdx.z, head = blockIdx.y, kv_head = head / (a.heads / a.kv_heads);
-  const int row_begin = a.query_offsets[sequence], rows = a.query_offsets[sequence + 1] - row_begin;
+  const bool decode = a.query_offsets == nullptr;
+  const int row_begin = decode ? sequence : a.query_offsets[sequence];
+  const int rows = decode ? 1 : a.query_offsets[sequence + 1] - row_begin;
   // The last tile first: it has the most keys.
   const int tile = static_cast<int>(gridDim.x) - 1 - static_cast<int>(blockIdx.x);
   if (tile * kTileRows >= rows) return;
@@ -35,20 +42,21 @@ __global__ void __launch_bounds__(kThreads) PrefillKernel(AttentionArgs a) {
   const int position0 = context - rows + tile * kTileRows;  // of the tile's first row
   const int last_position = min(context - 1, position0 + kTileRows - 1);
   const int first_visible = a.window > 0 ? max(0, position0 - a.window + 1) : 0;
-  const int first_page = first_visible / kPageTokens, page_end = last_position / kPageTokens + 1;
+  const int first_stage = first_visible / kKeys, stage_end = last_position / kKeys + 1;
 
   const std::uint32_t base = ptx::SharedAddress(shared);
   const std::int32_t* pages = a.pages + sequence * a.ld_pages;
-  const auto fetch = [&](int page) {
-    if (page < page_end) {
-      Tiles::template Fetch<kPageTokens, kThreads>(
-          base + (page - first_page) % 2 * kStageBytes,
-          FindPage(a, pages[page], kv_head, Tiles::kElementBytes), 0, context - page * kPageTokens,
-          a.head_dim, threadIdx.x);
+  const auto fetch = [&](int stage) {
+    if (stage < stage_end) {
+      const int key0 = stage * kKeys;
+      Tiles::template Fetch<kKeys, kThreads>(
+          base + (stage - first_stage) % 2 * kStageBytes,
+          FindPage(a, pages[key0 / kPageTokens], kv_head, Tiles::kElementBytes), key0 % kPageTokens,
+          context - key0, a.head_dim, threadIdx.x);
     }
     ptx::CopyAsyncCommit();
   };
-  fetch(first_page);
+  fetch(first_stage);
 
   typename Tiles::Queries q;
   const int warp_row = tile * kTileRows + warp * 16;
@@ -62,21 +70,16 @@ __global__ void __launch_bounds__(kThreads) PrefillKernel(AttentionArgs a) {
   const int warp_position = position0 + warp * 16;
   const AttentionMask mask{warp_position + g, warp_position + g + 8, a.window};
   const AttentionScale scale = ScaleOf(a);
-  for (int page = first_page; page < page_end; ++page) {
-    fetch(page + 1);
+  for (int i = first_stage; i < stage_end; ++i) {
+    fetch(i + 1);
     ptx::CopyAsyncWait<1>();
     __syncthreads();
-    const std::uint32_t stage = base + (page - first_page) % 2 * kStageBytes;
-    const int key0 = page * kPageTokens;
-    const bool masked = key0 + kPageTokens - 1 > warp_position ||
-                        (a.window > 0 && warp_position + 15 - key0 >= a.window);
+    const std::uint32_t stage = base + (i - first_stage) % 2 * kStageBytes;
+    const int key0 = i * kKeys;
+    const bool masked =
+        key0 + kKeys - 1 > warp_position || (a.window > 0 && warp_position + 15 - key0 >= a.window);
     if (key0 <= warp_position + 15) {
-      constexpr int kStepKeys = kDim <= 128 ? 64 : 32;  // registers of the scores
-#pragma unroll
-      for (int row = 0; row < kPageTokens; row += kStepKeys) {
-        state.template Step<kStepKeys, kPageTokens>(q, stage, row, key0 + row, masked, mask, scale,
-                                                    lane);
-      }
+      state.template Step<kKeys, kKeys>(q, stage, 0, key0, masked, mask, scale, lane);
     }
     __syncthreads();
   }
@@ -125,6 +128,10 @@ cudaError_t PrefillAttention(const AttentionArgs& args, LaunchOptions options) {
   if (args.sequences == 0 || args.max_queries == 0) return cudaSuccess;
   if (args.query_offsets == nullptr || !ValidAttention(args)) return cudaErrorInvalidValue;
   if (!args.portable && SupportsWgmmaPrefill(args)) return WgmmaPrefill(args, options);
+  return PortableAttention(args, options);
+}
+
+cudaError_t PortableAttention(const AttentionArgs& args, LaunchOptions options) {
   return ByDType(args.dtype, [&]<typename T>() {
     return ByTiles<T>(args.dtype, args.kv.dtype, args.head_dim,
                       [&]<typename Tiles>() { return LaunchPrefill<T, Tiles>(args, options); });

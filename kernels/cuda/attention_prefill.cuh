@@ -1,4 +1,5 @@
-// The prefill kernel for one generation of devices, which PrefillAttention prefers where it runs.
+// The kernels behind PrefillAttention: for one generation of devices, preferred where it runs, and
+// for all.
 #pragma once
 
 #include "kernels/cuda/ops.h"
@@ -8,5 +9,8 @@ namespace nibble::cuda {
 bool SupportsWgmmaPrefill(const AttentionArgs& args);
 std::int64_t WgmmaWorkspaceBytes(const AttentionArgs& args);
 cudaError_t WgmmaPrefill(const AttentionArgs& args, LaunchOptions options);
+
+// Also one row a sequence, without query_offsets.
+cudaError_t PortableAttention(const AttentionArgs& args, LaunchOptions options);
 
 }  // namespace nibble::cuda

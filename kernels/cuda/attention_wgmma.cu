@@ -371,10 +371,9 @@ bool SupportsWgmmaPrefill(const AttentionArgs& args) {
   const auto aligned = [](const void* pointer) {
     return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
   };
-  int device = 0, major = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         major == 9 && aligned(args.q) && aligned(args.out) && aligned(args.layer_cache);
+  DeviceTraits traits;
+  return CurrentDevice(&traits) == cudaSuccess && traits.has_warpgroups() && aligned(args.q) &&
+         aligned(args.out) && aligned(args.layer_cache);
 }
 
 cudaError_t WgmmaPrefill(const AttentionArgs& args, LaunchOptions options) {

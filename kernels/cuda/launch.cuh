@@ -1,10 +1,11 @@
-// Launching with or without programmatic dependent launch.
+// Launching with or without programmatic dependent launch, which devices below 9.0 do not have.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <utility>
 
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/ptx.cuh"
 
@@ -15,6 +16,8 @@ namespace nibble::cuda {
 template <typename... Parameters, typename... Arguments>
 cudaError_t Launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
                    LaunchOptions options, Arguments&&... arguments) {
+  DeviceTraits traits;
+  if (const cudaError_t error = CurrentDevice(&traits); error != cudaSuccess) return error;
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -24,7 +27,7 @@ cudaError_t Launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::si
   config.dynamicSmemBytes = shared_bytes;
   config.stream = options.stream;
   config.attrs = &attribute;
-  config.numAttrs = options.dependent ? 1 : 0;
+  config.numAttrs = options.dependent && traits.launches_dependent() ? 1 : 0;
   if (shared_bytes > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));

@@ -62,7 +62,12 @@ cudaError_t FewExpertsSum(const FewExpertsArgs& args, LaunchOptions options) {
 }
 
 bool SupportsFewExperts(const PackedShape& shape) {
-  return shape.n % kTileRows == 0 && shape.k % 8 == 0 && FindFew(shape, DType::kF16) != nullptr;
+  DeviceTraits device;
+  return shape.n % kTileRows == 0 && shape.k % 8 == 0 && FindFew(shape, DType::kF16) != nullptr &&
+         CurrentDevice(&device) == cudaSuccess &&
+         std::max(FewGluBytes(shape.kind, static_cast<int>(shape.Units())),
+                  FewSumBytes(shape.kind, shape.bits, kFewTokens, kFewRanks)) <=
+             device.shared_bytes;
 }
 
 }  // namespace nibble::cuda

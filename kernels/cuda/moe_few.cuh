@@ -193,7 +193,6 @@ constexpr int FewDepth(int bits, int tiles) { return bits == 8 ? 2 / tiles : 4 -
 template <typename T, CodeKind kKind, int kBits>
 __global__ void __launch_bounds__(32 * kGluWarps, 2)
     FewGluKernel(const __grid_constant__ FewParams p) {
-#if __CUDA_ARCH__ >= 900
   using Block = FewBlock<T, kKind, kBits>;
   using Codes = typename Block::Codes;
   constexpr int kDepth = FewDepth(kBits, 2);
@@ -287,7 +286,6 @@ __global__ void __launch_bounds__(32 * kGluWarps, 2)
       }
     }
   }
-#endif
 }
 
 // A block a tile of the output; the experts are dealt to the warps, whose sums are added in order.
@@ -295,7 +293,6 @@ __global__ void __launch_bounds__(32 * kGluWarps, 2)
 template <typename T, CodeKind kKind, int kBits>
 __global__ void __launch_bounds__(32 * kSumWarps, 1)
     FewSumKernel(const __grid_constant__ FewParams p) {
-#if __CUDA_ARCH__ >= 900
   using Block = FewBlock<T, kKind, kBits>;
   using Codes = typename Block::Codes;
   constexpr int kDepth = FewDepth(kBits, 1);
@@ -392,7 +389,6 @@ __global__ void __launch_bounds__(32 * kSumWarps, 1)
     static_cast<T*>(p.out)[i / kTileRows * p.ldo + blockIdx.x * kTileRows + i % kTileRows] =
         FromFloat<T>(sum);
   }
-#endif
 }
 
 // ---- Launch ----
@@ -409,18 +405,27 @@ FewLauncher FindFewInt4(DType dtype);
 FewLauncher FindFewInt8(DType dtype);
 FewLauncher FindFewCodebook(DType dtype);
 
+// Shared memory.
+constexpr int FewTableBytes(CodeKind kind) {
+  return kind == CodeKind::kCodebook ? kPairTableBytes : 0;
+}
+constexpr int FewGluBytes(CodeKind kind, int units) {
+  return FewTableBytes(kind) + (units + kGluWarps - 1) / kGluWarps * kGluWarps * kSliceBytes +
+         2 * kGluWarps * 2 * kFewRows * kFewPartialStride * 4;
+}
+constexpr int FewSumBytes(CodeKind kind, int bits, int tokens, int top_k) {
+  return FewTableBytes(kind) + kSumWarps * FewDepth(bits, 1) * kSliceBytes +
+         tokens * (kSumWarps * kTileRows + 2 * top_k) * 4;
+}
+
 template <typename T, CodeKind kKind, int kBits>
 cudaError_t LaunchFew(const FewLaunch& launch) {
   FewParams p = launch.params;
-  const int table = kKind == CodeKind::kCodebook ? kPairTableBytes : 0;
   if (!launch.glu) {
-    const int bytes = table + kSumWarps * FewDepth(kBits, 1) * kSliceBytes +
-                      p.tokens * (kSumWarps * kTileRows + 2 * p.top_k) * 4;
+    const int bytes = FewSumBytes(kKind, kBits, p.tokens, p.top_k);
     return Launch(FewSumKernel<T, kKind, kBits>, p.tiles, 32 * kSumWarps, bytes, launch.options, p);
   }
-  const int most_units = (p.units + kGluWarps - 1) / kGluWarps;
-  const int bytes = table + kGluWarps * most_units * kSliceBytes +
-                    2 * kGluWarps * 2 * kFewRows * kFewPartialStride * 4;
+  const int bytes = FewGluBytes(kKind, p.units);
   const auto kernel = FewGluKernel<T, kKind, kBits>;
   cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);

@@ -108,7 +108,8 @@ struct StreamPlan {
   std::uint32_t* flags = nullptr;  // ProductScratch::flags; null: one part
 };
 
-// The decode kernel: weights are streamed once for every 16 tokens. sm_90.
+// The decode kernel: weights are streamed once for every 16 tokens, or the fewer whose activations
+// shared memory holds.
 // cudaErrorNotSupported: this (encoding, group) has no instance; SupportsStream says so beforehand.
 cudaError_t StreamProduct(const ProductArgs& args, cudaStream_t stream, StreamPlan plan = {});
 bool SupportsStream(const PackedShape& shape);
@@ -214,6 +215,7 @@ cudaError_t FewExpertsGlu(const FewExpertsArgs& args, LaunchOptions options);
 // out T[tokens, n] = each token's sum over its experts of weight * x w^T, of x T[tokens * top_k,
 // k].
 cudaError_t FewExpertsSum(const FewExpertsArgs& args, LaunchOptions options);
+// On this device: what kFewTokens need has to fit its shared memory.
 bool SupportsFewExperts(const PackedShape& shape);
 
 // ---- Norms, embedding, gates

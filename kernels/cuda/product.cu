@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/portable_product.h"
 #include "kernels/cuda/product.cuh"
 
 namespace nibble::cuda {
@@ -154,32 +156,40 @@ Path ChoosePath(const ProductArgs& args, const ProductScratch& scratch, float ti
              : Path::kTiles;
 }
 
+// The same for devices without warpgroup products.
+Path ChoosePortablePath(const ProductArgs& args, const ProductScratch& scratch) {
+  // Up to where codes are quicker than the copy, and than making one: by the bytes that each reads.
+  constexpr int kMostTokens = 64, kMostWithoutCopy = 192;
+  if (args.m <= kStreamTokens && SupportsStream(args.w.shape)) return Path::kStream;
+  if (scratch.cublas == nullptr || scratch.raw == nullptr) return Path::kTiles;
+  if (args.expanded != nullptr) return args.m > kMostTokens ? Path::kExpanded : Path::kTiles;
+  return scratch.weights != nullptr && args.m > kMostWithoutCopy ? Path::kExpand : Path::kTiles;
+}
+
 }  // namespace
 
 cudaError_t Product(const ProductArgs& args, const ProductScratch& scratch, cudaStream_t stream) {
   if (args.m == 0) return cudaSuccess;
-  int device = 0, sms = 0, major = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  DeviceTraits traits;
+  cudaError_t error = CurrentDevice(&traits);
   if (error != cudaSuccess) return error;
 
-  Path path = args.expanded != nullptr ? Path::kExpanded : Path::kExpand;
+  const bool portable = !traits.has_warpgroups();
   TileWorkspace workspace;
+  if (scratch.weights != nullptr) {
+    workspace = {static_cast<float*>(scratch.weights), 2 * args.w.shape.n * args.w.shape.k,
+                 scratch.flags};
+  }
+  Path path = Path::kTiles;
   TilePlan tiles;
   ProductArgs product = args;
-  if (args.cut != ProductCut::kFastest) {
-    const bool streams = args.cut == ProductCut::kStream && SupportsStream(args.w.shape);
-    path = streams ? Path::kStream : Path::kTiles;
-    if (streams) product.m = (args.m + kStreamTokens - 1) / kStreamTokens * kStreamTokens;
-  } else if (major == 9) {
-    if (scratch.weights != nullptr) {
-      workspace = {static_cast<float*>(scratch.weights), 2 * args.w.shape.n * args.w.shape.k,
-                   scratch.flags};
-    }
-    tiles = ChooseTiles(args, workspace, sms);
+  if (args.cut == ProductCut::kStream && SupportsStream(args.w.shape)) {
+    path = Path::kStream;
+    product.m = (args.m + kStreamTokens - 1) / kStreamTokens * kStreamTokens;
+  } else if (portable && args.cut == ProductCut::kFastest) {
+    path = ChoosePortablePath(args, scratch);
+  } else if (args.cut == ProductCut::kFastest) {
+    tiles = ChooseTiles(args, workspace, traits.sms);
     path = ChoosePath(args, scratch, tiles.us);
   }
   if (path == Path::kExpanded) return DenseProduct(args, args.expanded, scratch, stream);
@@ -187,6 +197,16 @@ cudaError_t Product(const ProductArgs& args, const ProductScratch& scratch, cuda
     if (scratch.weights == nullptr) return cudaErrorInvalidValue;
     error = DequantizePacked(args.w, args.dtype, scratch.weights, stream);
     return error != cudaSuccess ? error : DenseProduct(args, scratch.weights, scratch, stream);
+  }
+  if (path == Path::kTiles && portable) {
+    const PortableWorkspace sums = {workspace.partials, workspace.partial_bytes};
+    const auto most =  // tokens whose sums there is room for
+        sums.partials == nullptr ? args.m : static_cast<int>(args.w.shape.k / 2);
+    for (int first = 0; first < args.m && error == cudaSuccess; first += most) {
+      const ProductArgs part = Tokens(args, first, std::min(most, args.m - first));
+      error = PortableProduct(part, sums, traits.sms, stream);
+    }
+    return error;
   }
   const bool whole_norm = args.output == Output::kResidual && args.norm_out.eps > 0;
   if (whole_norm) product.norm_out = {};

@@ -32,10 +32,8 @@ constexpr std::int64_t OutlierWords(std::int64_t k) { return 2 + OutlierMarks(k)
 
 inline constexpr std::int64_t kMostRow8Columns = 32768;
 
-// Whether Row8Product takes a matrix of n by k.
-constexpr bool SupportsRow8(std::int64_t n, std::int64_t k) {
-  return n > 0 && n % 16 == 0 && k > 0 && k % 16 == 0 && k <= kMostRow8Columns;
-}
+// Whether Row8Product takes a matrix of n by k, on this device.
+bool SupportsRow8(std::int64_t n, std::int64_t k);
 
 // Rounds x T[tokens, k], rows ldx apart, by a rounding other than kNone; `out` gets the codes. With
 // norm_in (not for kOutlierSplit) x is yet to be divided by its norm, and only scales need be.

@@ -1,6 +1,7 @@
 // Cuts a product of 8-bit rows into tiles, describes its tensors to the copy engine, launches it.
 #include <algorithm>
 
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/row8_product.cuh"
 #include "kernels/cuda/tensor_map.h"
 
@@ -51,6 +52,12 @@ bool SharingPays(int items, int workers, int units) {
 }
 
 }  // namespace
+
+bool SupportsRow8(std::int64_t n, std::int64_t k) {
+  DeviceTraits device;
+  return CurrentDevice(&device) == cudaSuccess && device.has_warpgroups() && n > 0 && n % 16 == 0 &&
+         k > 0 && k % 16 == 0 && k <= kMostRow8Columns;
+}
 
 cudaError_t Row8Product(const Row8ProductArgs& args, const ProductScratch& scratch,
                         cudaStream_t stream, Row8Plan plan) {

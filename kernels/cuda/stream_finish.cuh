@@ -54,8 +54,6 @@ struct StreamPlace {
   const float* rstd;      // f32[m]
 };
 
-#if __CUDA_ARCH__ >= 900
-
 // Elements [at, at + count) of an output of 16 bits, count <= 4.
 __device__ __forceinline__ void Store16(const StreamParams& p, void* out, std::int64_t at,
                                         const float (&v)[4], int count) {
@@ -258,7 +256,5 @@ __device__ __forceinline__ void FinishRound(const StreamParams& p, const StreamP
     fetched = nullptr;
   }
 }
-
-#endif  // __CUDA_ARCH__ >= 900
 
 }  // namespace nibble::cuda

@@ -1,10 +1,10 @@
 // Chooses how a streamed product is cut and launches it.
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/stream_product.cuh"
 
 namespace nibble::cuda {
 namespace {
 
-constexpr int kSharedLimit = 227 * 1024;
 constexpr int kPassTokens = 16;
 constexpr int kUnitBytes = 2 * kUnitColumns;  // of a token's activations
 // Activations of a block from which on it pays to copy them to two at once.
@@ -32,12 +32,13 @@ bool AllowsVectors(const ProductArgs& args) {
 
 // Cuts the product's tiles and columns over the SMs and places shared memory: norms of the inputs,
 // spans and factors, pair table, activations, partial sums. False when it does not fit.
-bool Cut(const ProductArgs& args, int parts_shift, int sms, StreamGeometry* geometry) {
+bool Cut(const ProductArgs& args, int parts_shift, const DeviceTraits& device,
+         StreamGeometry* geometry) {
   StreamParams& p = geometry->params;
   const int parts = 1 << parts_shift;
-  int groups = sms >> parts_shift;
+  int groups = device.sms >> parts_shift;
   const int units = (p.units + parts - 1) / parts;
-  p.twins = p.m * units * kUnitBytes >= kTwinBytes && groups >= 2;
+  p.twins = device.has_clusters() && p.m * units * kUnitBytes >= kTwinBytes && groups >= 2;
   if (p.twins) groups &= ~1;
   const std::int64_t exchange = (std::int64_t{p.tiles} * p.m << parts_shift) * kTileRows;
   if (p.units < parts || groups == 0) return false;
@@ -56,8 +57,9 @@ bool Cut(const ProductArgs& args, int parts_shift, int sms, StreamGeometry* geom
   const int fetched_bytes = args.output == Output::kResidual ? 2 * 32 * warps * 16 : 0;
   const bool codebook = args.w.shape.kind == CodeKind::kCodebook;
   const int factor_bytes = p.bf16 && args.w.shape.bits == 8 ? units * token_tiles * 32 : 0;
-  const int sum_bytes =
-      codebook || token_tiles == 1 ? 0 : units * token_tiles * 32 * (kUnitColumns / args.w.shape.group);
+  const int sum_bytes = codebook || token_tiles == 1
+                            ? 0
+                            : units * token_tiles * 32 * (kUnitColumns / args.w.shape.group);
   const int table_bytes = codebook ? kPairTableBytes : 0;
   const auto place = [&](int round_pairs) {
     p.round_pairs = round_pairs;
@@ -71,7 +73,7 @@ bool Cut(const ProductArgs& args, int parts_shift, int sms, StreamGeometry* geom
     p.partial_offset = p.x_offset + RoundUp(p.m * p.x_row_bytes, 128);
     const int slots = warps + round_pairs - 1;
     geometry->shared_bytes = p.partial_offset + slots * 2 * p.m * kPartialStride * 4;
-    return geometry->shared_bytes <= kSharedLimit && 2 * round_pairs * p.m < 4096;
+    return geometry->shared_bytes <= device.shared_bytes && 2 * round_pairs * p.m < 4096;
   };
   for (int rounds = 1; rounds <= pairs; ++rounds) {
     if (place((pairs + rounds - 1) / rounds)) return true;
@@ -94,7 +96,7 @@ float Cost(const ProductArgs& args, const StreamGeometry& geometry) {
   return weights + 0.6f * rounds + inputs + (parts == 1 ? 0.0f : sums);
 }
 
-cudaError_t LaunchPass(const ProductArgs& args, const StreamPlan& plan, int sms,
+cudaError_t LaunchPass(const ProductArgs& args, const StreamPlan& plan, const DeviceTraits& device,
                        cudaStream_t stream) {
   const PackedShape& shape = args.w.shape;
   StreamGeometry geometry = {};
@@ -129,7 +131,7 @@ cudaError_t LaunchPass(const ProductArgs& args, const StreamPlan& plan, int sms,
   float best_cost = 0.0f;
   for (int shift = 0; 1 << shift <= kMostParts; ++shift) {
     if (plan.parts != 0 && plan.parts != 1 << shift) continue;
-    if (!Cut(args, shift, sms, &geometry)) continue;
+    if (!Cut(args, shift, device, &geometry)) continue;
     const float cost = Cost(args, geometry);
     if (best_cost == 0.0f || cost < best_cost) best = geometry, best_cost = cost;
   }
@@ -157,7 +159,9 @@ ProductArgs Tokens(const ProductArgs& args, int begin, int tokens) {
 
 }  // namespace
 
-bool SupportsStream(const PackedShape& shape) { return FindStream(shape, DType::kF16, 1) != nullptr; }
+bool SupportsStream(const PackedShape& shape) {
+  return FindStream(shape, DType::kF16, 1) != nullptr;
+}
 
 cudaError_t StreamProduct(const ProductArgs& args, cudaStream_t stream, StreamPlan plan) {
   if (args.m == 0) return cudaSuccess;
@@ -168,15 +172,13 @@ cudaError_t StreamProduct(const ProductArgs& args, cudaStream_t stream, StreamPl
       (args.output == Output::kResidual ? args.residual == nullptr : args.out == nullptr)) {
     return cudaErrorInvalidValue;
   }
-  int device = 0, sms = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  DeviceTraits device;
+  cudaError_t error = CurrentDevice(&device);
   // Fewer tokens a pass where the activations of 16 do not fit.
   int pass_tokens = kPassTokens;
   for (int begin = 0; begin < args.m && error == cudaSuccess;) {
     const int tokens = std::min(pass_tokens, args.m - begin);
-    error = LaunchPass(Tokens(args, begin, tokens), plan, sms, stream);
+    error = LaunchPass(Tokens(args, begin, tokens), plan, device, stream);
     if (error == cudaErrorInvalidValue && tokens > 1) {
       pass_tokens = tokens / 2;
       error = cudaSuccess;

@@ -26,7 +26,14 @@ constexpr int StreamDepth(int bits, int token_tiles) {
   return token_tiles == 1 ? (bits >= 5 ? 1 : 2) : (bits >= 5 ? 2 : 3);
 }
 
+// Whether blocks copy activations for each other: what only code for clusters can.
+__device__ __forceinline__ bool HasTwins(const StreamParams& p) {
 #if __CUDA_ARCH__ >= 900
+  return p.twins;
+#else
+  return false;
+#endif
+}
 
 // One block of the packed stream in a lane's registers.
 template <typename T, CodeKind kKind, int kBits, int kGroup, bool kOffsets>
@@ -336,12 +343,9 @@ struct StreamShare {
   }
 };
 
-#endif  // __CUDA_ARCH__ >= 900
-
 template <typename T, CodeKind kKind, int kBits, int kGroup, bool kOffsets, int kTokenTiles>
 __global__ void __launch_bounds__(32 * StreamWarps(kTokenTiles), 1)
     StreamKernel(const __grid_constant__ StreamParams p) {
-#if __CUDA_ARCH__ >= 900
   using Block = StreamBlock<T, kKind, kBits, kGroup, kOffsets>;
   using Codes = typename Block::Codes;
   constexpr int kDepth = StreamDepth(kBits, kTokenTiles);
@@ -354,7 +358,7 @@ __global__ void __launch_bounds__(32 * StreamWarps(kTokenTiles), 1)
 
   StreamPlace place;
   // Twins are neighbours: two groups of blocks lie alternating.
-  const int twins = p.twins ? 1 : 0, index = blockIdx.x >> twins;
+  const int twins = HasTwins(p) ? 1 : 0, index = blockIdx.x >> twins;
   place.part = index & ((1 << p.parts_shift) - 1);
   place.first_tile = ((index >> p.parts_shift << twins) + (blockIdx.x & twins)) * p.group_tiles;
   place.tiles = max(0, min(p.group_tiles, p.tiles - place.first_tile));
@@ -401,7 +405,7 @@ __global__ void __launch_bounds__(32 * StreamWarps(kTokenTiles), 1)
 
   const ActivationLoader<kThreads> activations(p, place, base + p.x_offset);
   const std::uint32_t barrier = base + p.barrier_offset;
-  if (p.twins) {
+  if (HasTwins(p)) {
     activations.ExpectBoth(barrier);
     ptx::ClusterArrive();
   }
@@ -409,7 +413,7 @@ __global__ void __launch_bounds__(32 * StreamWarps(kTokenTiles), 1)
   ptx::WaitForPrerequisites();
 
   // ---- Activations, norms of the inputs, what results are added to ----
-  if (p.twins) {
+  if (HasTwins(p)) {
     ptx::ClusterWait();
     activations.CopyToBoth(barrier);
   } else {
@@ -429,7 +433,7 @@ __global__ void __launch_bounds__(32 * StreamWarps(kTokenTiles), 1)
     }
   }
   ptx::CopyAsyncWait<0>();
-  if (p.twins) ptx::BarrierWait(barrier, 0);
+  if (HasTwins(p)) ptx::BarrierWait(barrier, 0);
   if constexpr (Block::kConverts) {
     activations.Convert(reinterpret_cast<float*>(shared + p.factors_offset), 8 * kTokenTiles);
   }
@@ -519,7 +523,6 @@ __global__ void __launch_bounds__(32 * StreamWarps(kTokenTiles), 1)
                 round == 0 ? reinterpret_cast<const float4*>(shared + p.fetched_offset) : nullptr);
     if (next < pairs) __syncthreads();
   }
-#endif
 }
 
 // ---- Launch ----

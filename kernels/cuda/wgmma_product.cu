@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <iterator>
 
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/portable_product.h"
 #include "kernels/cuda/product.cuh"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/wgmma_product.cuh"
@@ -229,6 +231,9 @@ cudaError_t GroupedProduct(const GroupedProductArgs& args, cudaStream_t stream) 
       product.bias != nullptr || (product.output == Output::kResidual)) {
     return cudaErrorInvalidValue;
   }
+  DeviceTraits traits;
+  if (const cudaError_t error = CurrentDevice(&traits); error != cudaSuccess) return error;
+  if (!traits.has_warpgroups()) return PortableGroupedProduct(args, stream);
   // Tiles as large as an expert's even share of the rows fills.
   const int share = product.m / args.experts;
   TilePlan plan;

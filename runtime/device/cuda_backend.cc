@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/device.h"
 #include "runtime/base/status.h"
 #include "runtime/device/cuda_raii.h"
 #include "runtime/device/cuda_runner.h"
@@ -30,16 +31,33 @@ absl::StatusOr<int> Attribute(cudaDeviceAttr attribute, int device) {
   return value;
 }
 
+// Of an SM a clock, 16 bits, dense.
+double FlopsAClock(const cudaDeviceProp& properties) {
+  switch (properties.major) {
+    case 8: return properties.minor == 0 ? 2048 : 1024;  // the A100's SM, the others'
+    case 9: return 4096;
+    case 10: return 8192;
+    default: return 1024;
+  }
+}
+
+// The device is the current one.
 absl::StatusOr<DeviceInfo> Inspect(int device) {
   cudaDeviceProp properties;
   RETURN_IF_ERROR(CudaError(cudaGetDeviceProperties(&properties, device),
                             absl::StrCat("asking cuda:", device, " what it is")));
-  if (properties.major != 9 || properties.minor != 0) {
+  cuda::DeviceTraits traits;
+  const cudaError_t error = cuda::CurrentDevice(&traits);
+  if (properties.major < 8 || error == cudaErrorNoKernelImageForDevice ||
+      error == cudaErrorUnsupportedPtxVersion) {
     return absl::FailedPreconditionError(
         absl::StrCat("cuda:", device, " is an ", properties.name, " of compute capability ",
-                     properties.major, ".", properties.minor,
-                     "; this build's kernels are for 9.0 (H100, H200); use --device cpu"));
+                     properties.major, ".", properties.minor, "; ",
+                     properties.major < 8 ? "the cuda backend needs 8.0 (A100) or more"
+                                          : "this build has no kernels that it or its driver runs",
+                     "; use --device cpu"));
   }
+  RETURN_IF_ERROR(CudaError(error, absl::StrCat("asking cuda:", device, " what it runs")));
   ASSIGN_OR_RETURN(const int memory_khz, Attribute(cudaDevAttrMemoryClockRate, device));
   ASSIGN_OR_RETURN(const int bus_bits, Attribute(cudaDevAttrGlobalMemoryBusWidth, device));
   ASSIGN_OR_RETURN(const int clock_khz, Attribute(cudaDevAttrClockRate, device));
@@ -48,8 +66,7 @@ absl::StatusOr<DeviceInfo> Inspect(int device) {
   info.description = absl::StrCat(properties.name, ", ", properties.multiProcessorCount, " SMs");
   info.memory_bytes = static_cast<std::int64_t>(properties.totalGlobalMem);
   info.memory_bandwidth = 2.0 * memory_khz * 1e3 * bus_bits / 8;  // both edges of the clock
-  constexpr double kFlopsAClock = 4096;                           // an SM of Hopper, 16 bits, dense
-  info.flops = kFlopsAClock * properties.multiProcessorCount * clock_khz * 1e3;
+  info.flops = FlopsAClock(properties) * properties.multiProcessorCount * clock_khz * 1e3;
   return info;
 }
 
@@ -119,9 +136,9 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenCudaBackend(int device,
     return absl::NotFoundError(
         absl::StrCat("there is no cuda:", device, ": this machine has ", count, " CUDA devices"));
   }
-  ASSIGN_OR_RETURN(DeviceInfo info, Inspect(device));
   RETURN_IF_ERROR(CudaError(cudaSetDevice(device), absl::StrCat("opening cuda:", device)));
   RETURN_IF_ERROR(CudaError(cudaFree(nullptr), absl::StrCat("opening cuda:", device)));
+  ASSIGN_OR_RETURN(DeviceInfo info, Inspect(device));
   return std::unique_ptr<Backend>(std::make_unique<CudaBackend>(std::move(info), device, dtype));
 }
 
