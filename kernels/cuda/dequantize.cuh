@@ -53,9 +53,9 @@ struct Dequantizer {
       const half2 s = __hmul2(Half2(scales), Half2(rule.by));
       scale[0] = __low2half2(s), scale[1] = __high2half2(s);
       if constexpr (!Codes::kTable) {
-        const half2 o = Half2(offsets), magic = __float2half2_rn(1024.0f),
+        const half2 o = Half2(offsets), lift = __float2half2_rn(1024.0f),
                     z = __hmul2(o, Half2(rule.zeros));
-        const half2 whole = __hsub2(__hadd2(z, magic), magic);
+        const half2 whole = __hsub2(__hadd2(z, lift), lift);
         // Fractions of zero points, or biases.
         const half2 b = Fma2(__hsub2(whole, z), s, __hmul2(o, Half2(rule.biases)));
         const half2 base = __floats2half2_rn(-1024.0f, -1024.0f / (1 << Codes::kBitHigh));

@@ -337,15 +337,16 @@ void Plans(const std::vector<int>& tokens) {
         for (int parts : {1, 2, 4}) {
           bool fits = true;
           const int launches = std::max(copies, 24);
-          const double us = MedianReplay([&](cudaStream_t stream) {
-                              for (int i = 0; i < launches; ++i) {
-                                ProductArgs args = Args(shape, m, x, out);
-                                args.w = w.At(i % copies);
-                                args.dependent = i > 0;
-                                fits &= StreamProduct(args, stream, {parts, flags.get()}) == cudaSuccess;
-                              }
-                            }) /
-                            launches;
+          const double us =
+              MedianReplay([&](cudaStream_t stream) {
+                for (int i = 0; i < launches; ++i) {
+                  ProductArgs args = Args(shape, m, x, out);
+                  args.w = w.At(i % copies);
+                  args.dependent = i > 0;
+                  fits &= StreamProduct(args, stream, {parts, flags.get()}) == cudaSuccess;
+                }
+              }) /
+              launches;
           cudaGetLastError();
           if (!fits) continue;
           std::printf("%s,%d,%d,%.2f\n", shape.name, m, parts, us);
@@ -497,8 +498,8 @@ void Chain(const std::string& encoding, const std::string& path, DType dtype,
       wrong += std::memcmp(again.data(), expected.data(), again.size() * 4) != 0;
     }
     std::printf("chain,%s,%s,%d,%.2f,%.2f,%s (%d of 40 differ, %d not finite)\n", e->name,
-                dtype == DType::kF16 ? "f16" : "bf16", m,
-                us / kLayers, layer_bytes / (us / kLayers) * 1e-6,
+                dtype == DType::kF16 ? "f16" : "bf16", m, us / kLayers,
+                layer_bytes / (us / kLayers) * 1e-6,
                 wrong == 0 && not_finite == 0 ? "equal" : "WRONG", wrong, not_finite);
     std::fflush(stdout);
   }
