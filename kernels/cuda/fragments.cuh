@@ -125,7 +125,8 @@ struct IntegerCodes {
     }
     const auto plane = [&](const std::uint32_t* words, int bits, int to, std::uint32_t add) {
       const std::uint32_t mask = (((1u << bits) - 1) * 0x10001u) << to;
-      return AndOr(ShiftRight(words[index * bits / 16], PlaneBit(bits, step, pair) - to), mask, add);
+      return AndOr(ShiftRight(words[index * bits / 16], PlaneBit(bits, step, pair) - to), mask,
+                   add);
     };
     std::uint32_t v = plane(low, kLow, at, magic);
     if constexpr (kHigh > 0) v = plane(high, kHigh, at + kLow, v);

@@ -153,8 +153,8 @@ __device__ __forceinline__ std::uint32_t LoadAcquire(const std::uint32_t* at) {
 
 // Words that are themselves the news: no order among them.
 __device__ __forceinline__ void StoreRelaxed128(std::uint32_t* at, uint4 v) {
-  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(at), "r"(v.x),
-               "r"(v.y), "r"(v.z), "r"(v.w)
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(at), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w)
                : "memory");
 }
 __device__ __forceinline__ uint4 LoadRelaxed128(const std::uint32_t* at) {

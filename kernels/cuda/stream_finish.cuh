@@ -8,7 +8,8 @@
 
 namespace nibble::cuda {
 
-// Warps of a block for 8 or 16 tokens: the accumulators of 16 take registers from a quarter of them.
+// Warps of a block for 8 or 16 tokens: the accumulators of 16 take registers from a quarter of
+// them.
 constexpr int StreamWarps(int token_tiles) { return token_tiles == 1 ? 16 : 12; }
 inline constexpr int kPartialStride =
     20;  // floats a token of a partial tile: 16 rows, and 4 against bank conflicts
@@ -17,10 +18,10 @@ inline constexpr int kMostParts = 4;
 struct StreamParams {
   const std::uint8_t* blocks;
   int block_bytes, units, tiles;
-  int parts_shift;  // log2 of the blocks that share tiles, each with columns of its own
-  bool twins;       // neighbours with the same columns copy activations to each other
-  int group_tiles;  // tiles of those blocks together
-  int round_pairs;  // pairs of tiles between reductions
+  int parts_shift;     // log2 of the blocks that share tiles, each with columns of its own
+  bool twins;          // neighbours with the same columns copy activations to each other
+  int group_tiles;     // tiles of those blocks together
+  int round_pairs;     // pairs of tiles between reductions
   std::uint32_t by_m;  // ceil(2^16 / m): q / m = q * by_m >> 16 for q < 4096
   OffsetMode offset;
   float zero, multiplier;
@@ -42,8 +43,8 @@ struct StreamParams {
   std::uint32_t* exchange;
   int x_row_bytes;  // shared memory of one token: units of a block * 256 + 16
   // In shared memory.
-  int barrier_offset, fetched_offset, spans_offset, factors_offset, sums_offset, table_offset, x_offset,
-      partial_offset;
+  int barrier_offset, fetched_offset, spans_offset, factors_offset, sums_offset, table_offset,
+      x_offset, partial_offset;
 };
 
 // One block's place: its tiles, its share of the columns, and where sums lie in shared memory.
@@ -59,8 +60,9 @@ __device__ __forceinline__ void Store16(const StreamParams& p, void* out, std::i
                                         const float (&v)[4], int count) {
   if (p.vector && count >= 4) {
     *reinterpret_cast<uint2*>(static_cast<half*>(out) + at) =
-        p.bf16 ? make_uint2(PackPair<__nv_bfloat16>(v[0], v[1]), PackPair<__nv_bfloat16>(v[2], v[3]))
-               : make_uint2(PackPair<half>(v[0], v[1]), PackPair<half>(v[2], v[3]));
+        p.bf16
+            ? make_uint2(PackPair<__nv_bfloat16>(v[0], v[1]), PackPair<__nv_bfloat16>(v[2], v[3]))
+            : make_uint2(PackPair<half>(v[0], v[1]), PackPair<half>(v[2], v[3]));
     return;
   }
 #pragma unroll
@@ -105,7 +107,8 @@ __device__ __forceinline__ void Load32(const StreamParams& p, const float* in, f
 // is read after the wait for the previous kernel.
 __device__ __forceinline__ void FetchFirst(const StreamParams& p, const StreamPlace& place,
                                            std::uint32_t shared, bool weight) {
-  if (p.output != Output::kResidual || !p.vector || (weight && p.norm_out.normed == nullptr)) return;
+  if (p.output != Output::kResidual || !p.vector || (weight && p.norm_out.normed == nullptr))
+    return;
   const int q = place.part + (static_cast<int>(threadIdx.x) / 4 << p.parts_shift);
   const int tile = q * p.by_m >> 16;
   const int n = (place.first_tile + tile) * kTileRows + threadIdx.x % 4 * 4;
@@ -159,7 +162,7 @@ __device__ __forceinline__ void FinishRound(const StreamParams& p, const StreamP
   const int row = threadIdx.x % 4 * 4, quad = threadIdx.x / 4;
   constexpr int kQuads = kThreads / 4;  // items finished at a time
   const int parts = 1 << p.parts_shift;
-  const auto add_warps = [&](int tile, int token, float(&sums)[4]) {
+  const auto add_warps = [&](int tile, int token, float (&sums)[4]) {
     const int2 span = place.spans[tile / 2];
     const float* at =
         place.partials + ((2 * span.x + tile % 2) * p.m + token) * kPartialStride + row;
@@ -192,7 +195,7 @@ __device__ __forceinline__ void FinishRound(const StreamParams& p, const StreamP
       }
     }
   }
-  const auto total = [&](int tile, int token, float(&v)[4]) {
+  const auto total = [&](int tile, int token, float (&v)[4]) {
     add_warps(tile, token, v);
     if (parts > 1) TakeParts(p, place.part, exchange(tile, token), v);
     const float by =

@@ -1,14 +1,14 @@
 // The decode product: out = epilogue(x * w^T) for few tokens, at the rate weights arrive from
 // memory.
 //
-// One block of 12 or 16 warps an SM. A block has some tiles of 16 rows and all columns, or shares its
-// tiles with other blocks, each with columns of its own: then it needs that much less of the
+// One block of 12 or 16 warps an SM. A block has some tiles of 16 rows and all columns, or shares
+// its tiles with other blocks, each with columns of its own: then it needs that much less of the
 // activations, and the parts' sums meet in L2. Its work, pairs of tiles times units of 128 columns,
-// is cut evenly over the warps in that order, so that a pair has few warps and there are few sums to
-// add. A warp takes a unit of two tiles at a time: each operand it reads of the activations serves
-// two products. Its lanes load exactly the words they will multiply, kDepth units ahead, straight
-// into registers: no barrier and no shared memory lies between memory and tensor core. Activations
-// wait in shared memory.
+// is cut evenly over the warps in that order, so that a pair has few warps and there are few sums
+// to add. A warp takes a unit of two tiles at a time: each operand it reads of the activations
+// serves two products. Its lanes load exactly the words they will multiply, kDepth units ahead,
+// straight into registers: no barrier and no shared memory lies between memory and tensor core.
+// Activations wait in shared memory.
 //
 // Launched dependent, weights are on their way before the previous kernel has ended.
 #pragma once
@@ -156,19 +156,21 @@ __device__ __forceinline__ void MultiplyUnit(const StreamParams& p, const Block 
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float2 scale = Block::Pick(blocks[r].scales, group, g);
-      float low = -(p.zero + Codes::kShift) * kDownLow, high = -(p.zero + Codes::kShift) * kDownHigh;
+      float low = -(p.zero + Codes::kShift) * kDownLow,
+            high = -(p.zero + Codes::kShift) * kDownHigh;
       float2 offset = make_float2(0.0f, 0.0f);
       if constexpr (Block::kHasOffsets) {
         offset = Block::Pick(blocks[r].offsets, group, g);
         if (p.offset == OffsetMode::kZeros) {
-          low = -(offset.x + Codes::kShift) * kDownLow, high = -(offset.y + Codes::kShift) * kDownHigh;
+          low = -(offset.x + Codes::kShift) * kDownLow,
+          high = -(offset.y + Codes::kShift) * kDownHigh;
         }
         offset.x *= kDownLow, offset.y *= kDownHigh;
       }
 #pragma unroll
       for (int i = 0; i < kTokenTiles; ++i) {
-        float(&v)[4] = d[r][i];
-        float(&out)[4] = acc[r][i];
+        float (&v)[4] = d[r][i];
+        float (&out)[4] = acc[r][i];
         if constexpr (!Codes::kTable) {
           v[0] = fmaf(low, sum[i].x, v[0]), v[1] = fmaf(low, sum[i].y, v[1]);
           v[2] = fmaf(high, sum[i].x, v[2]), v[3] = fmaf(high, sum[i].y, v[3]);
@@ -222,7 +224,8 @@ struct ActivationLoader {
   // ExpectBoth.
   __device__ __forceinline__ void CopyToBoth(std::uint32_t barrier) const {
     const int rank = blockIdx.x % 2, units = row_chunks / 16;
-    const int begin = rank == 0 ? 0 : units / 2 * 256, end = rank == 0 ? units / 2 * 256 : RowBytes();
+    const int begin = rank == 0 ? 0 : units / 2 * 256,
+              end = rank == 0 ? units / 2 * 256 : RowBytes();
     if (threadIdx.x % 32 != 0 || begin >= end) return;
     for (int token = threadIdx.x / 32; token < p.m; token += kThreads / 32) {
       ptx::BulkCopyToCluster(to + token * p.x_row_bytes + begin,
@@ -454,8 +457,7 @@ __global__ void __launch_bounds__(32 * StreamWarps(kTokenTiles), 1)
       x_rows[kTokenTiles];  // ldmatrix addresses: lane l gives row l % 8 of 8 x 8 matrix l / 8
 #pragma unroll
   for (int i = 0; i < kTokenTiles; ++i) {
-    x_rows[i] =
-        base + p.x_offset + min(i * 8 + lane % 8, p.m - 1) * p.x_row_bytes + lane / 8 * 16;
+    x_rows[i] = base + p.x_offset + min(i * 8 + lane % 8, p.m - 1) * p.x_row_bytes + lane / 8 * 16;
   }
   const std::uint32_t lane_factors = base + p.factors_offset + t * 8;
   const std::uint32_t lane_sums = base + p.sums_offset + t * 8;
@@ -479,10 +481,9 @@ __global__ void __launch_bounds__(32 * StreamWarps(kTokenTiles), 1)
         std::uint32_t x[kTokenTiles];
 #pragma unroll
         for (int i = 0; i < kTokenTiles; ++i) x[i] = x_rows[i] + at.unit * 256;
-        MultiplyUnit<Block, kTokenTiles>(
-            p, ring[slot], pair_table, g, x,
-            lane_sums + at.unit * (32 * kTokenTiles * Block::kGroups),
-            lane_factors + at.unit * (32 * kTokenTiles), acc);
+        MultiplyUnit<Block, kTokenTiles>(p, ring[slot], pair_table, g, x,
+                                         lane_sums + at.unit * (32 * kTokenTiles * Block::kGroups),
+                                         lane_factors + at.unit * (32 * kTokenTiles), acc);
         load(ring[slot]);
         const bool ends = at.Next(units);
         if (!ends && at.left != 0) continue;
@@ -495,7 +496,7 @@ __global__ void __launch_bounds__(32 * StreamWarps(kTokenTiles), 1)
         for (int r = 0; r < 2; ++r) {
 #pragma unroll
           for (int i = 0; i < kTokenTiles; ++i) {
-            float(&v)[4] = acc[r][i];
+            float (&v)[4] = acc[r][i];
             const int token = i * 8 + 2 * t;
             if (token < p.m) {
               to[token * kPartialStride] = v[0] * kUpLow;
@@ -519,8 +520,9 @@ __global__ void __launch_bounds__(32 * StreamWarps(kTokenTiles), 1)
     const int next = round + p.round_pairs;
     if (next < pairs) start_round(next);
     __syncthreads();
-    FinishRound<kThreads>(p, place, 2 * round, min(2 * p.round_pairs, place.tiles - 2 * round),
-                round == 0 ? reinterpret_cast<const float4*>(shared + p.fetched_offset) : nullptr);
+    FinishRound<kThreads>(
+        p, place, 2 * round, min(2 * p.round_pairs, place.tiles - 2 * round),
+        round == 0 ? reinterpret_cast<const float4*>(shared + p.fetched_offset) : nullptr);
     if (next < pairs) __syncthreads();
   }
 }
@@ -539,8 +541,8 @@ cudaError_t LaunchStream(const StreamGeometry& geometry, bool dependent, cudaStr
     return Launch(kernel, geometry.blocks, 32 * StreamWarps(kTokenTiles), geometry.shared_bytes,
                   {stream, dependent}, geometry.params);
   }
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 geometry.shared_bytes);
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, geometry.shared_bytes);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2];
   attributes[0].id = cudaLaunchAttributeClusterDimension;

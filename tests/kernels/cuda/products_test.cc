@@ -47,8 +47,8 @@ void TestEncoding(Counter& counter, const Encoding& e, std::mt19937& rng) {
   }
 }
 
-// Every way to cut the same product gives the same answer and leaves the flags zero. Enough rows for
-// blocks with several pairs of tiles, an odd tile, and sums in several rounds.
+// Every way to cut the same product gives the same answer and leaves the flags zero. Enough rows
+// for blocks with several pairs of tiles, an odd tile, and sums in several rounds.
 void TestPlans(Counter& counter, std::mt19937& rng) {
   const DeviceArray<std::uint32_t> flags(std::vector<std::uint32_t>(kProductFlags, 0));
   for (const auto& [n, k] : {std::pair{2064, 4096}, {15000, 1024}, {80016, 256}}) {
