@@ -14,10 +14,6 @@ namespace {
 // that streams all weights for one token costs about as much for a few.
 constexpr std::int32_t kLeastChunk = 16;
 
-// Products work in tiles of so many tokens: what is over a multiple costs about as much as a whole
-// one, which no line of costs foresees. A step that time cuts short leaves it out if it is not much.
-constexpr std::int64_t kTileTokens = 128;
-
 // Of max_itl, what a chunk and the decode step behind it are planned to fill: their estimates are
 // off by some percent.
 constexpr double kPlannedGap = 0.95;
@@ -372,8 +368,6 @@ bool Scheduler::AddChunk(Batch& batch, Sequence* sequence, std::int32_t most, do
       const std::int32_t middle = low + (high - low) / 2;
       (fits(middle) ? low : high) = middle;
     }
-    const std::int64_t tokens = batch.shape.tokens + low, over = tokens % kTileTokens;
-    if (tokens >= 4 * kTileTokens && low > over) low -= static_cast<std::int32_t>(over);
     count = batch.entries.empty() ? std::max(low, std::min(kLeastChunk, count)) : low;
     if (count == 0) return false;
   }
