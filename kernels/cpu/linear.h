@@ -185,7 +185,7 @@ struct PackDenseArgs {
 };
 inline constexpr std::int64_t kDenseGroup = 64;
 
-// Sets tiles, blocks and tile_bytes from n, k, kind and bits.
+// Sets tiles, blocks and tile_bytes from n, k, kind, bits and groups.
 void SetShape(Matrix& w);
 
 }  // namespace nibble::cpu
