@@ -85,10 +85,13 @@ build_preset() {
 
 # CMake's arguments for the CUDA backend where this machine has a GPU it is for and nvcc; nothing elsewhere.
 cuda_arguments() {
-  local nvcc
+  local nvcc capabilities
   nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null) || return 0
-  nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -qx '9\.0' || return 0
-  echo "-DNIBBLE_CUDA=ON -DCMAKE_CUDA_COMPILER=$nvcc -DCMAKE_CUDA_ARCHITECTURES=90a-real"
+  capabilities=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u) || return 0
+  grep -qE '^([89]|[1-9][0-9])\.' <<<"$capabilities" || return 0
+  echo "-DNIBBLE_CUDA=ON -DCMAKE_CUDA_COMPILER=$nvcc"
+  # Half the compilation, where all are such.
+  if [ "$capabilities" = 9.0 ]; then echo "-DCMAKE_CUDA_ARCHITECTURES=90a-real"; fi
 }
 
 # Fetches the quickstart's model into build/models and checks it; a good copy is kept.
