@@ -20,6 +20,13 @@ bool WantsWholeNorm(const CudaSegment& segment) {
   return segment.prepares_input();
 }
 
+// Whether attention ropes and appends itself. For a few sequences a kernel of its own is faster:
+// it runs while attention's keys are on their way. The bits are the same.
+bool AttentionAppends(const CudaStepShape& shape) {
+  constexpr int kFewSequences = 4;
+  return shape.decode && shape.sequences > kFewSequences;
+}
+
 int RowsOf(const CudaStepShape& shape, bool per_logit_row) {
   return per_logit_row ? shape.rows : shape.tokens;
 }
@@ -425,7 +432,7 @@ absl::Status CudaCompiler::Emit(const RopeAppendOp& op) {
   const auto* attention = Next<AttentionOp>();
   const bool attends_next = attention != nullptr && attention->qkv == op.qkv;
   Add("rope and append", [args, attends_next](const Shape& shape, Options options) {
-    if (shape.decode && attends_next) return cudaSuccess;  // attention does it
+    if (attends_next && AttentionAppends(shape)) return cudaSuccess;
     cuda::RopeAppendArgs each = args;
     each.tokens = shape.tokens;
     return cuda::RopeAppend(each, options);
@@ -472,7 +479,7 @@ absl::Status CudaCompiler::Emit(const AttentionOp& op) {
         if (shape.decode) {
           each.early = options.dependent;  // only a step's first launch depends on nothing
           cuda::RopeAppendArgs newest;
-          if (append.has_value()) {
+          if (append.has_value() && AttentionAppends(shape)) {
             newest = *append;
             newest.tokens = shape.tokens;
             each.append = &newest;

@@ -16,7 +16,7 @@ namespace nibble {
 //   product + GLU              gate and up are packed alternating
 //   product + residual add     the product's tile adds itself to the stream
 //   residual add + RMS norm    the product also writes what the next one, which divides, needs
-//   rope, append + attention   of decode
+//   rope, append + attention   of decode, unless of a few sequences
 class CudaCompiler {
  public:
   CudaCompiler(CudaProgram& to, const KvLayout& kv, cublasHandle_t cublas,
