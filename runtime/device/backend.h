@@ -104,7 +104,7 @@ class Backend {
 
   // The KV element type that "auto" means here.
   virtual DType DefaultKvDType(Compute compute) const = 0;
-  // What activations are rounded to, for people: "f32", "int8 in blocks of 32".
+  // What activations are rounded to, and weights beyond their format, for people: "f32", "f16".
   virtual std::string ComputeName() const = 0;
 
   // Exactly the device bytes Pack will hold. Unimplemented names what this backend cannot run.

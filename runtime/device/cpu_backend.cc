@@ -65,8 +65,8 @@ const DeviceInfo& CpuBackend::info() const {
 std::string CpuBackend::ComputeName() const {
   switch (context_.rounding) {
     case InputRounding::kNone: return "f32";
-    case InputRounding::kInt8: return "int8 in blocks of 32";
-    case InputRounding::kInt16: return "int16 in blocks of 32 or 64";
+    case InputRounding::kInt8: return "int8 in blocks of 32; 16-bit weights in 12 bits";
+    case InputRounding::kInt16: return "int16 in blocks of 32 or 64; 16-bit weights in 12 bits";
   }
   return "f32";
 }

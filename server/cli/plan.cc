@@ -39,6 +39,7 @@ void PrintPlan(const OpenedModel& model, const MemoryPlan& plan) {
   Print("in all", ShowBytes(plan.total_bytes()),
         absl::StrCat("of a budget of ", ShowBytes(plan.budget_bytes)));
   std::printf("\n");
+  Print("activations", model.backend->ComputeName());
   Print("longest sequence",
         ShowCount(std::min<std::int64_t>(plan.limits.max_context, plan.kv_tokens)), "tokens");
   Print("largest batch", ShowCount(plan.limits.max_sequences),
@@ -65,6 +66,7 @@ Json PlanJson(const OpenedModel& model, const MemoryPlan& plan) {
   json.Set("format", model.format->Name());
   json.Set("architecture", model.config.architecture);
   json.Set("device", std::move(device));
+  json.Set("compute", model.backend->ComputeName());
   json.Set("plan", ToJson(plan));
   return json;
 }

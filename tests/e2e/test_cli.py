@@ -29,8 +29,9 @@ def test_generate_in_process_says_the_same(smollm2, smollm2_path):
 
 def test_plan_and_inspect(smollm2_path):
     plan = json.loads(run("plan", smollm2_path, "--json").stdout)
-    assert "MiB" in run("plan", smollm2_path).stdout
-    assert json.dumps(plan)
+    shown = run("plan", smollm2_path, "--compute", "int8").stdout
+    assert "MiB" in shown and "int8 in blocks of 32" in shown
+    assert plan["compute"] and plan["plan"]["total_bytes"] > plan["plan"]["weights_bytes"] > 90e6
     inspect = json.loads(run("inspect", smollm2_path, "--json").stdout)
     assert "Q4_1" in json.dumps(inspect)
     assert "Q4_1" in run("inspect", smollm2_path).stdout

@@ -55,7 +55,7 @@ def test_models_are_listed(smollm2_client):
     assert (model.name, model.architecture, model.context) == ("smollm2", "llama", 8192)
     assert "Q4_1" in model.format and model.has_chat_template
     assert 130e6 < model.parameters < 140e6
-    assert model.compute in ("f32", "int16 in blocks of 32 or 64")
+    assert model.compute in ("f32", "int16 in blocks of 32 or 64; 16-bit weights in 12 bits")
     assert model.memory.total_bytes == sum(
         getattr(model.memory, f"{kind}_bytes") for kind in ("weights", "expanded", "kv", "workspace", "graphs", "other"))
     assert [m.name for m in smollm2_client.ListModels().models] == ["smollm2"]
