@@ -18,12 +18,12 @@
 #include <cstring>
 #include <functional>
 #include <set>
-#include <sstream>
 #include <string>
 #include <thread>
 
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/product.cuh"
+#include "tests/bench/shapes.h"
 #include "tests/bench/timing.h"
 #include "tests/kernels/cuda/check.h"
 
@@ -33,18 +33,6 @@ namespace {
 using test::DeviceArray;
 using test::RandomFloats;
 using test::RandomHalves;
-
-constexpr std::int64_t kRotation = 400LL << 20;  // bytes of weights walked through between two uses
-
-struct Shape {
-  const char* name;
-  int n, k;
-  bool glu;
-};
-constexpr Shape kLlama8B[] = {{"qkv", 6144, 4096, false},
-                              {"o", 4096, 4096, false},
-                              {"gate_up", 28672, 4096, true},
-                              {"down", 4096, 14336, false}};
 
 struct Encoding {
   const char* name;
@@ -143,13 +131,6 @@ ProductArgs Args(const Shape& shape, int m, const DeviceArray<std::uint16_t>& x,
   args.out = out.get();
   args.ldo = shape.glu ? shape.n / 2 : shape.n;
   return args;
-}
-
-std::vector<std::string> Split(const std::string& text) {
-  std::vector<std::string> parts;
-  std::stringstream stream(text);
-  for (std::string part; std::getline(stream, part, ',');) parts.push_back(part);
-  return parts;
 }
 
 // What products need besides their operands, for weights of `elements` and m tokens.
@@ -519,12 +500,7 @@ int main(int argc, char** argv) {
     if (std::strcmp(argv[i], "--type") == 0) type = argv[i + 1];
     if (std::strcmp(argv[i], "--keep") == 0) keep = argv[i + 1];
   }
-  const auto tokens = [&](const char* otherwise) {
-    std::vector<int> values;
-    for (const std::string& part : Split(m.empty() ? otherwise : m))
-      values.push_back(std::stoi(part));
-    return values;
-  };
+  const auto tokens = [&](const char* otherwise) { return Numbers(m.empty() ? otherwise : m); };
   cudaDeviceProp properties;
   NIBBLE_CUDA_OK(cudaGetDeviceProperties(&properties, 0));
   std::printf("# %s, %d SMs\n", properties.name, properties.multiProcessorCount);

@@ -14,11 +14,11 @@
 #include <algorithm>
 #include <cstring>
 #include <functional>
-#include <sstream>
 #include <string>
 
 #include "kernels/cuda/model_ops.h"
 #include "kernels/cuda/row8.h"
+#include "tests/bench/shapes.h"
 #include "tests/bench/timing.h"
 #include "tests/kernels/cuda/check.h"
 
@@ -29,18 +29,6 @@ using test::DeviceArray;
 using test::RandomFloats;
 using test::RandomHalves;
 
-constexpr std::int64_t kRotation = 400LL << 20;
-
-struct Shape {
-  const char* name;
-  int n, k;
-  bool glu;
-};
-constexpr Shape kLlama8B[] = {{"qkv", 6144, 4096, false},
-                              {"o", 4096, 4096, false},
-                              {"gate_up", 28672, 4096, true},
-                              {"down", 4096, 14336, false}};
-
 struct Code {
   const char* name;
   DType type;
@@ -49,13 +37,6 @@ struct Code {
 constexpr Code kCodes[] = {{"int8", DType::kI8, InputRounding::kInt8Dynamic},
                            {"e4m3", DType::kF8E4M3, InputRounding::kE4m3Dynamic},
                            {"outliers", DType::kI8, InputRounding::kOutlierSplit}};
-
-std::vector<std::string> Split(const std::string& text) {
-  std::vector<std::string> parts;
-  std::stringstream stream(text);
-  for (std::string part; std::getline(stream, part, ',');) parts.push_back(part);
-  return parts;
-}
 
 // Random bytes that are codes of either type.
 DeviceArray<std::uint8_t> RandomCodes(std::int64_t size, int copies, std::mt19937& rng) {
@@ -514,12 +495,7 @@ int main(int argc, char** argv) {
     if (std::strcmp(argv[i], "--codes") == 0) codes = argv[i + 1];
     if (std::strcmp(argv[i], "--m") == 0) m = argv[i + 1];
   }
-  const auto tokens = [&](const char* otherwise) {
-    std::vector<int> values;
-    for (const std::string& part : Split(m.empty() ? otherwise : m))
-      values.push_back(std::stoi(part));
-    return values;
-  };
+  const auto tokens = [&](const char* otherwise) { return Numbers(m.empty() ? otherwise : m); };
   cudaDeviceProp properties;
   NIBBLE_CUDA_OK(cudaGetDeviceProperties(&properties, 0));
   std::printf("# %s, %d SMs\n", properties.name, properties.multiProcessorCount);
