@@ -13,6 +13,7 @@
 #include "kernels/cuda/attention_bytes.cuh"
 #include "kernels/cuda/attention_prefill.cuh"
 #include "kernels/cuda/attention_wgmma.cuh"
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/tensor_map.h"
 
 namespace nibble::cuda {
@@ -333,20 +334,20 @@ cudaError_t LaunchTiles(const AttentionArgs& args, LaunchOptions options) {
                                  kPageTokens);
     if (error != cudaSuccess) return error;
   }
-  int device = 0, sms = 0;
-  error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  DeviceTraits device;
+  error = CurrentDevice(&device);
   if (error != cudaSuccess) return error;
   p.row_tiles = (args.max_queries + p.tile_queries - 1) / p.tile_queries;
   const int tiles = p.row_tiles * args.sequences * (args.heads / p.pack);
   p.splits = 1;
   if (args.flags != nullptr && args.workspace != nullptr) {
     const int stages = (args.max_context + TileKeys<kDim>() - 1) / TileKeys<kDim>();
-    p.splits = std::max(1, std::min(std::min(sms, kMostParts) / tiles, stages / kLeastStages));
+    p.splits =
+        std::max(1, std::min(std::min(device.sms, kMostParts) / tiles, stages / kLeastStages));
   }
   p.items = tiles * p.splits;
-  const int blocks = args.counter != nullptr ? std::min(sms, p.items) : p.items;  // one an SM
+  const int blocks =
+      args.counter != nullptr ? std::min(device.sms, p.items) : p.items;  // one an SM
   return Launch(WgmmaPrefillKernel<T, kDim, kCached>, blocks, kThreads, SharedBytes<kDim>(),
                 options, p);
 }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/fragments.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
@@ -429,10 +430,9 @@ cudaError_t LaunchFew(const FewLaunch& launch) {
   const auto kernel = FewGluKernel<T, kKind, kBits>;
   cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  int device = 0, sms = 0, resident = 0;
-  if (error == cudaSuccess) error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  DeviceTraits device;
+  int resident = 0;
+  if (error == cudaSuccess) error = CurrentDevice(&device);
   if (error == cudaSuccess) {
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, 32 * kGluWarps, bytes);
   }
@@ -442,7 +442,7 @@ cudaError_t LaunchFew(const FewLaunch& launch) {
   const double others = 1.0 - static_cast<double>(p.top_k) / p.experts;
   const int chosen =
       std::max(1, static_cast<int>(p.experts * (1.0 - std::pow(others, p.tokens)) + 0.5));
-  const int pairs = p.tiles / 2, blocks = sms * std::max(resident, 1);
+  const int pairs = p.tiles / 2, blocks = device.sms * std::max(resident, 1);
   const int share = (chosen * pairs + blocks - 1) / blocks;
   p.item_pairs = std::min(pairs, share > 8 ? (share + 1) / 2 : share);
   const int items =

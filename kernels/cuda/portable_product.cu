@@ -11,13 +11,6 @@ namespace {
 constexpr int kLeastUnits = 4;  // of a split
 constexpr int kBlocksAnSm = 3;  // that a cut aims at
 
-bool Valid(const ProductArgs& args) {
-  return args.m > 0 && args.w.shape.k % 8 == 0 && args.ldx % 8 == 0 && args.w.shape.n > 0 &&
-         args.x != nullptr && reinterpret_cast<std::uintptr_t>(args.x) % 16 == 0 &&
-         (args.output != Output::kGlu || args.w.shape.n % 32 == 0) &&
-         (args.output == Output::kResidual ? args.residual : args.out) != nullptr;
-}
-
 PortableLaunch LaunchOf(const ProductArgs& args, cudaStream_t stream) {
   const PackedShape& shape = args.w.shape;
   PortableLaunch launch = {};
@@ -56,7 +49,7 @@ PortableLaunch LaunchOf(const ProductArgs& args, cudaStream_t stream) {
 
 cudaError_t PortableProduct(const ProductArgs& args, const PortableWorkspace& workspace, int sms,
                             cudaStream_t stream) {
-  if (!Valid(args)) return cudaErrorInvalidValue;
+  if (!IsProduct(args)) return cudaErrorInvalidValue;
   const PortableLauncher launcher = FindPortableTiles(args.w.shape, args.dtype);
   if (launcher == nullptr) return cudaErrorNotSupported;
   PortableLaunch launch = LaunchOf(args, stream);
@@ -81,7 +74,7 @@ cudaError_t PortableProduct(const ProductArgs& args, const PortableWorkspace& wo
 }
 
 cudaError_t PortableGroupedProduct(const GroupedProductArgs& args, cudaStream_t stream) {
-  if (!Valid(args.product)) return cudaErrorInvalidValue;
+  if (!IsProduct(args.product)) return cudaErrorInvalidValue;
   const PortableLauncher launcher = FindPortableTiles(args.product.w.shape, args.product.dtype);
   if (launcher == nullptr) return cudaErrorNotSupported;
   PortableLaunch launch = LaunchOf(args.product, stream);

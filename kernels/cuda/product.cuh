@@ -5,6 +5,18 @@
 
 namespace nibble::cuda {
 
+inline bool Aligned(const void* pointer) {  // to 16 bytes
+  return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
+}
+
+// What every product by packed weights asks of its arguments.
+inline bool IsProduct(const ProductArgs& args) {
+  const PackedShape& shape = args.w.shape;
+  return args.m > 0 && shape.n > 0 && shape.k % 8 == 0 && args.ldx % 8 == 0 && args.x != nullptr &&
+         Aligned(args.x) && (args.output != Output::kGlu || shape.n % 32 == 0) &&
+         (args.output == Output::kResidual ? args.residual : args.out) != nullptr;
+}
+
 // How a tile product is cut.
 struct TilePlan {
   int tokens = 128;  // of a tile: 16, 32, 64 or 128

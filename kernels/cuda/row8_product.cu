@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/product.cuh"
 #include "kernels/cuda/row8_product.cuh"
 #include "kernels/cuda/tensor_map.h"
 
@@ -9,8 +10,6 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kSharedLimit = 227 * 1024;
-
-bool Aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; }
 
 bool Valid(const Row8ProductArgs& args) {
   const ProductArgs& a = args.product;
@@ -68,10 +67,8 @@ cudaError_t Row8Product(const Row8ProductArgs& args, const ProductScratch& scrat
   const Row8Launcher launcher = args.w.code == DType::kI8 ? FindRow8Int8(a.dtype, plan.tokens)
                                                           : FindRow8E4m3(a.dtype, plan.tokens);
   if (launcher == nullptr || plan.stages < 2) return cudaErrorInvalidValue;
-  int device = 0, sms = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  DeviceTraits device;
+  cudaError_t error = CurrentDevice(&device);
   if (error != cudaSuccess) return error;
 
   Row8Launch launch = {};
@@ -107,7 +104,7 @@ cudaError_t Row8Product(const Row8ProductArgs& args, const ProductScratch& scrat
   if (error != cudaSuccess) return error;
 
   // All tiles are shared, or what is left after whole rounds and one round more.
-  const int items = p.row_items * p.token_items, workers = std::min(sms, kProductFlags);
+  const int items = p.row_items * p.token_items, workers = std::min(device.sms, kProductFlags);
   launch.blocks = std::min(workers, items);
   if (scratch.flags != nullptr && scratch.weights != nullptr &&
       args.scratch_bytes >= std::int64_t{4} * kRow8Rows * plan.tokens * workers) {

@@ -1,5 +1,6 @@
 // Chooses how a streamed product is cut and launches it.
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/product.cuh"
 #include "kernels/cuda/stream_product.cuh"
 
 namespace nibble::cuda {
@@ -165,13 +166,7 @@ bool SupportsStream(const PackedShape& shape) {
 
 cudaError_t StreamProduct(const ProductArgs& args, cudaStream_t stream, StreamPlan plan) {
   if (args.m == 0) return cudaSuccess;
-  const PackedShape& shape = args.w.shape;
-  if (args.m < 0 || shape.k % 8 != 0 || args.ldx % 8 != 0 || shape.n <= 0 || args.x == nullptr ||
-      reinterpret_cast<std::uintptr_t>(args.x) % 16 != 0 ||
-      (args.output == Output::kGlu && shape.n % 32 != 0) ||
-      (args.output == Output::kResidual ? args.residual == nullptr : args.out == nullptr)) {
-    return cudaErrorInvalidValue;
-  }
+  if (!IsProduct(args)) return cudaErrorInvalidValue;
   DeviceTraits device;
   cudaError_t error = CurrentDevice(&device);
   // Fewer tokens a pass where the activations of 16 do not fit.

@@ -22,8 +22,6 @@ TileLauncher FindTiles(const PackedShape& shape, const TileInstance& instance) {
   return FindTilesPlanes(instance, shape.bits);
 }
 
-bool Aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; }
-
 // Whether every row of the outputs can be written 16 bytes at a time.
 bool AllowsVectors(const ProductArgs& args) {
   if (!Aligned(args.bias)) return false;
@@ -44,19 +42,14 @@ cudaError_t LaunchTileProduct(const ProductArgs& args, const TilePlan& plan,
   const PackedShape& shape = args.w.shape;
   const TileLauncher launcher = FindTiles(shape, {args.dtype, plan.tokens, experts > 0});
   if (launcher == nullptr) return cudaErrorNotSupported;
-  if (args.m <= 0 || shape.k % 8 != 0 || args.ldx % 8 != 0 || shape.n <= 0 || !Aligned(args.x) ||
-      args.x == nullptr || !Aligned(args.w.blocks) || plan.splits < 1 ||
+  if (!IsProduct(args) || !Aligned(args.w.blocks) || plan.splits < 1 ||
       plan.splits > shape.Units() || (plan.shared && workspace.flags == nullptr) ||
       (plan.splits > 1 && !plan.shared &&
-       workspace.partial_bytes < 4 * shape.n * args.m * plan.splits) ||
-      (args.output == Output::kGlu && shape.n % 32 != 0) ||
-      (args.output == Output::kResidual ? args.residual == nullptr : args.out == nullptr)) {
+       workspace.partial_bytes < 4 * shape.n * args.m * plan.splits)) {
     return cudaErrorInvalidValue;
   }
-  int device = 0, sms = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  DeviceTraits device;
+  cudaError_t error = CurrentDevice(&device);
   if (error != cudaSuccess) return error;
 
   TileLaunch launch = {};
@@ -116,10 +109,10 @@ cudaError_t LaunchTileProduct(const ProductArgs& args, const TilePlan& plan,
   // How many items experts have, only the device knows.
   const int items = experts > 0 ? p.row_items * (p.token_items + std::min(experts, args.m))
                                 : p.row_items * p.token_items * p.splits;
-  launch.blocks = std::min(sms, items);
+  launch.blocks = std::min(device.sms, items);
   if (plan.shared) {
     p.flags = workspace.flags;
-    const int workers = std::min(sms, kProductFlags);
+    const int workers = std::min(device.sms, kProductFlags);
     if (plan.splits > 1) {  // whose parts wait for each other: all must run at once
       if (items > workers) return cudaErrorInvalidValue;
     } else {  // all tiles, or what is left after whole rounds and one round more
