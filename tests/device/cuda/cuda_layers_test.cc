@@ -1,8 +1,6 @@
 // Feed-forward layers between norms, of the weights whose products the compiler treats apart: rows
 // of 8 bits with rounded inputs, and mixtures of experts. Against the CPU's f32, in prefill and in
 // decode.
-#include <algorithm>
-#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
@@ -93,23 +91,6 @@ std::vector<RowResult> Score(Runner& runner, int tokens, bool decode) {
   }
   for (int t = 0; !decode && t < tokens; ++t) step.Score(t, (t * 17) % kVocab, 20);
   return RunStep(runner, step).rows;
-}
-
-// The largest difference between log-probabilities, in parts of their range in the row.
-double Worst(const std::vector<RowResult>& expected, const std::vector<RowResult>& rows) {
-  double worst = expected.size() == rows.size() && !rows.empty() ? 0.0 : INFINITY;
-  for (std::size_t r = 0; r < std::min(expected.size(), rows.size()); ++r) {
-    if (rows[r].bad_logits || rows[r].top.size() != expected[r].top.size()) return INFINITY;
-    double range = 1.0 + std::abs(expected[r].logprob);
-    for (const TopLogprob& top : expected[r].top)
-      range = std::max(range, std::abs(double{top.logprob}));
-    worst = std::max(worst, std::abs(double{expected[r].logprob} - rows[r].logprob) / range);
-    for (std::size_t i = 0; i < rows[r].top.size(); ++i) {
-      worst = std::max(
-          worst, std::abs(double{expected[r].top[i].logprob} - rows[r].top[i].logprob) / range);
-    }
-  }
-  return worst;
 }
 
 Layer RowLayer(std::string name, DType dtype, ActivationQuant activation) {

@@ -1,8 +1,6 @@
 // Every encoding through every product size, against the CPU's f32.
 #include "runtime/device/cuda_linear.h"
 
-#include <algorithm>
-#include <cmath>
 #include <string>
 #include <vector>
 
@@ -77,23 +75,6 @@ std::vector<std::vector<RowResult>> Score(Backend& backend, OneLinear model,
   }
   all.resize(counts.size());
   return all;
-}
-
-// The largest difference between log-probabilities, in parts of their range in the row.
-double Worst(const std::vector<RowResult>& expected, const std::vector<RowResult>& rows) {
-  double worst = expected.size() == rows.size() ? 0.0 : INFINITY;
-  for (std::size_t r = 0; r < std::min(expected.size(), rows.size()); ++r) {
-    if (rows[r].bad_logits || rows[r].top.size() != expected[r].top.size()) return INFINITY;
-    double range = 1.0 + std::abs(expected[r].logprob);
-    for (const TopLogprob& top : expected[r].top)
-      range = std::max(range, std::abs(double{top.logprob}));
-    worst = std::max(worst, std::abs(double{expected[r].logprob} - rows[r].logprob) / range);
-    for (std::size_t i = 0; i < rows[r].top.size(); ++i) {
-      worst = std::max(
-          worst, std::abs(double{expected[r].top[i].logprob} - rows[r].top[i].logprob) / range);
-    }
-  }
-  return worst;
 }
 
 class CudaLinearTest : public testing::TestWithParam<Compute> {};

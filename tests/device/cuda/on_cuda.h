@@ -1,10 +1,13 @@
-// Tests that need a GPU of ours.
+// Tests that need a GPU of ours, and how far its answers are from others.
 #pragma once
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "runtime/device/backend.h"
 
@@ -18,6 +21,24 @@ inline std::unique_ptr<Backend> OpenForTest(const char* device, Compute compute)
   auto backend = OpenBackend(options);
   EXPECT_TRUE(backend.ok()) << backend.status();
   return backend.ok() ? *std::move(backend) : nullptr;
+}
+
+// The largest difference between log-probabilities, in parts of their range in the row.
+// Infinite: not as many rows, or none.
+inline double Worst(const std::vector<RowResult>& expected, const std::vector<RowResult>& rows) {
+  double worst = expected.size() == rows.size() && !rows.empty() ? 0.0 : INFINITY;
+  for (std::size_t r = 0; r < std::min(expected.size(), rows.size()); ++r) {
+    if (rows[r].bad_logits || rows[r].top.size() != expected[r].top.size()) return INFINITY;
+    double range = 1.0 + std::abs(expected[r].logprob);
+    for (const TopLogprob& top : expected[r].top)
+      range = std::max(range, std::abs(double{top.logprob}));
+    worst = std::max(worst, std::abs(double{expected[r].logprob} - rows[r].logprob) / range);
+    for (std::size_t i = 0; i < rows[r].top.size(); ++i) {
+      worst = std::max(
+          worst, std::abs(double{expected[r].top[i].logprob} - rows[r].top[i].logprob) / range);
+    }
+  }
+  return worst;
 }
 
 // Defines `name`, the backend of cuda:0; skips the test where there is none.
