@@ -26,9 +26,9 @@ absl::Status OfModel(const LoadSpec& spec, const absl::Status& status) {
       ReasonOf(why));
 }
 
-// What all of them take together; of those that share, all but the KV pools.
+// What all of them take together; `fixed` is without the KV pools of those that share.
 struct Together {
-  std::int64_t budget = 0, fixed = 0, sharers = 0;
+  std::int64_t budget = 0, total = 0, fixed = 0, sharers = 0;
   std::int64_t left() const { return budget - fixed; }
 };
 
@@ -38,12 +38,14 @@ absl::StatusOr<Together> Sum(std::int64_t held, std::vector<Candidate>& models) 
   for (Candidate& model : models) {
     absl::StatusOr<MemoryPlan> plan = model.opened.Plan(model.spec->plan, held);
     if (!plan.ok()) return OfModel(*model.spec, plan.status());
-    model.alone = plan->kv_bytes;
+    if (!model.spec->plan.kv_bytes.has_value()) model.alone = plan->kv_bytes;
     common = std::max(common, plan->shared_bytes);
     sum.budget = plan->budget_bytes;
+    sum.total += plan->own_bytes();
     sum.fixed += plan->own_bytes() - (model.shares ? plan->kv_bytes : 0);
     sum.sharers += model.shares ? 1 : 0;
   }
+  sum.total += common;
   sum.fixed += common;
   return sum;
 }
@@ -77,26 +79,20 @@ absl::Status ShareDevice(const std::string& device, std::int64_t held,
                          std::vector<Candidate>& models) {
   RETURN_IF_ERROR(ChooseWeights(held, models));
   ASSIGN_OR_RETURN(const Together all, Sum(held, models));
-  const auto [budget, fixed, sharers] = all;
-  if (sharers == 0) return absl::OkStatus();
-  std::int64_t share = all.left() / sharers;
+  if (all.sharers == 0) return absl::OkStatus();
+  std::int64_t share = all.left() / all.sharers;
   for (int round = 0; round < 8 && share > 0; ++round) {
-    std::int64_t total = 0, common = 0;
     for (Candidate& model : models) {
       if (model.shares) model.spec->plan.kv_bytes = std::min(share, model.alone);
-      absl::StatusOr<MemoryPlan> plan = model.opened.Plan(model.spec->plan, held);
-      if (!plan.ok()) return OfModel(*model.spec, plan.status());
-      total += plan->own_bytes();
-      common = std::max(common, plan->shared_bytes);
     }
-    total += common;
-    if (total <= budget) return absl::OkStatus();
-    share -= (total - budget + sharers - 1) / sharers;
+    ASSIGN_OR_RETURN(const Together tried, Sum(held, models));
+    if (tried.total <= all.budget) return absl::OkStatus();
+    share -= (tried.total - all.budget + all.sharers - 1) / all.sharers;
   }
   return WithReason(
       absl::ResourceExhaustedError(absl::StrCat(
-          "the models need ", fixed, " bytes of ", device, " besides the KV memory of ", sharers,
-          " of them, and may take ", budget, "; serve fewer, or raise --memory")),
+          "the models need ", all.fixed, " bytes of ", device, " besides the KV memory of ",
+          all.sharers, " of them, and may take ", all.budget, "; serve fewer, or raise --memory")),
       "INSUFFICIENT_MEMORY");
 }
 
