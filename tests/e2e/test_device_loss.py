@@ -26,7 +26,7 @@ def test_streams_end_internal_and_the_daemon_exits_4(tiny_path):
 
 
 def test_a_fault_before_any_output_is_unavailable(tiny_path):
-    with Daemon(f"tiny={tiny_path}", env={"NIBBLE_FAULT_AT_STEP": "60"}) as daemon:
+    with Daemon(f"tiny={tiny_path}", env={"NIBBLE_FAULT_AT_STEP": "1000"}) as daemon:  # both have come
         client, other = daemon.client(), Client(daemon.address)
         calls = [each.Generate(**ENDLESS) for each in (client, other)]
         codes = set()
