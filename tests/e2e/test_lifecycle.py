@@ -30,31 +30,39 @@ def test_sigterm_finishes_streams_and_refuses_new_ones(tiny_path):
         assert daemon.wait() == 0
 
 
-def test_drain_deadline_ends_what_is_left(tiny_path):
-    with Daemon(f"tiny={tiny_path}", args=["--drain-timeout", "300ms"]) as daemon:
-        client = daemon.client()
-        call = client.Generate(text="x", sampling={"seed": 1, "logit_bias": {257: -100}},
-                               stopping={"ignore_eos": True}, output={"num_outputs": 64})
-        next(call)
+@pytest.fixture(scope="module")
+def long_path(tmp_path_factory):
+    return tiny_model.write(tmp_path_factory.mktemp("models") / "long", context=65536)
+
+
+def start_endless(client):
+    """An answer that takes any device seconds, of which nothing is sent before its end: no reader is too slow for it."""
+    call = client.Generate(text="x", sampling={"seed": 1}, stopping={"ignore_eos": True}, output={"final_only": True})
+    assert next(call).WhichOneof("event") == "started"
+    return call
+
+
+def test_drain_deadline_ends_what_is_left(long_path):
+    with Daemon(f"long={long_path}", args=["--kv-memory", "64MiB", "--drain-timeout", "300ms"]) as daemon:
+        call = start_endless(daemon.client())
         daemon.terminate()
         with pytest.raises(grpc.RpcError) as caught:
-            for _ in call:
-                pass
+            list(call)
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
         assert daemon.wait(10) == 0
 
 
-def test_second_signal_exits_now(tiny_path):
-    with Daemon(f"tiny={tiny_path}") as daemon:
-        client = daemon.client()
-        call = client.Generate(text="x", stopping={"ignore_eos": True}, output={"num_outputs": 64})
-        next(call)
+def test_second_signal_exits_now(long_path):
+    with Daemon(f"long={long_path}", args=["--kv-memory", "64MiB"]) as daemon:
+        call = start_endless(daemon.client())
         daemon.terminate()
         time.sleep(0.1)
+        assert daemon.process.poll() is None
         begin = time.monotonic()
         daemon.process.send_signal(signal.SIGTERM)
         daemon.wait(5)
         assert time.monotonic() - begin < 1
+        call.cancel()
 
 
 @pytest.mark.parametrize("policy", ["REPLACE_POLICY_LOAD_THEN_DRAIN", "REPLACE_POLICY_DRAIN_THEN_LOAD"])
