@@ -11,13 +11,7 @@ constexpr int kRun = 8;  // columns a thread takes at once: 16 bytes of T
 
 // Both memory layouts allow 16-byte accesses of whole runs.
 bool AllowsVectors(const ProductArgs& a, const RawProduct& raw) {
-  const auto aligned = [](const void* at) {
-    return reinterpret_cast<std::uintptr_t>(at) % 16 == 0;
-  };
-  return a.w.shape.n % kRun == 0 && aligned(raw.data) && aligned(a.bias) &&
-         (a.output == Output::kResidual
-              ? aligned(a.residual) && aligned(a.norm_out.normed) && aligned(a.norm_out.weight)
-              : aligned(a.out) && a.ldo % kRun == 0);
+  return a.w.shape.n % kRun == 0 && Aligned(raw.data) && AllowsVectors(a, kRun);
 }
 
 // Runs of f32 or T. `vector`: 16 bytes at a time; otherwise `count` elements, the others are zero.

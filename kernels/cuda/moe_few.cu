@@ -18,8 +18,7 @@ cudaError_t LaunchFewExperts(const FewExpertsArgs& args, bool glu, LaunchOptions
   const int rows = glu ? 2 * kTileRows : kTileRows;
   if (args.tokens < 0 || args.tokens > kFewTokens || shape.n <= 0 || shape.n % rows != 0 ||
       shape.k % 8 != 0 || args.ldx % 8 != 0 || args.x == nullptr || args.out == nullptr ||
-      reinterpret_cast<std::uintptr_t>(args.x) % 16 != 0 || args.experts < 1 ||
-      args.experts > kMostExperts || args.top_k < 1 ||
+      !Aligned(args.x) || args.experts < 1 || args.experts > kMostExperts || args.top_k < 1 ||
       args.top_k > std::min(args.experts, kFewRanks)) {
     return cudaErrorInvalidValue;
   }
@@ -27,17 +26,7 @@ cudaError_t LaunchFewExperts(const FewExpertsArgs& args, bool glu, LaunchOptions
   launch.glu = glu;
   launch.options = options;
   FewParams& p = launch.params;
-  p.blocks = args.w.blocks;
-  p.expert_bytes = shape.Bytes();
-  p.block_bytes = shape.BlockBytes();
-  p.scale_bytes = shape.TableBytes();
-  p.units = static_cast<int>(shape.Units());
-  p.tiles = static_cast<int>(shape.Tiles());
-  p.group_steps = shape.group / 16;
-  p.offset = shape.offset;
-  p.zero = static_cast<float>(shape.offset == OffsetMode::kConstant ? args.w.zero : 0);
-  p.multiplier = args.w.multiplier;
-  for (int i = 0; i < 16; ++i) p.table[i] = args.w.table[i];
+  p = {PackedParamsOf(args.w)};
   p.x = static_cast<const char*>(args.x);
   p.x_stride = args.ldx * 2;
   p.k = static_cast<int>(shape.k);

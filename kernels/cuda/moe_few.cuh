@@ -9,7 +9,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/fragments.cuh"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/ops.h"
+#include "kernels/cuda/product_params.cuh"
 
 namespace nibble::cuda {
 
@@ -19,14 +19,7 @@ inline constexpr int kSliceBytes = kFewRows * kSliceStride;
 inline constexpr int kGluWarps = 8, kSumWarps = 16;
 inline constexpr int kFewPartialStride = 20;  // f32 a token: 16 rows, and 4 against bank conflicts
 
-struct FewParams {
-  const std::uint8_t* blocks;
-  std::int64_t expert_bytes;
-  int block_bytes, scale_bytes, units, tiles;  // of an expert
-  int group_steps;                             // k-steps a group: 2, 4 or 8
-  OffsetMode offset;
-  float zero, multiplier;
-  float table[16];
+struct FewParams : PackedParams {
   const char* x;          // bytes
   std::int64_t x_stride;  // bytes
   int k;
@@ -52,8 +45,7 @@ struct FewBlock {
     codes[1].Load(block + Codes::kAtomBytes, lane, policy);
     const std::uint8_t* table = block + 2 * Codes::kAtomBytes + (lane * 4 & (p.scale_bytes - 1));
     scales = ptx::StreamLoad32(table, policy);
-    if (p.offset != OffsetMode::kConstant)
-      offsets = ptx::StreamLoad32(table + p.scale_bytes, policy);
+    if (p.HasOffsets()) offsets = ptx::StreamLoad32(table + p.scale_bytes, policy);
   }
 };
 
@@ -96,7 +88,7 @@ __device__ __forceinline__ void MultiplyUnit(const FewParams& p,
       const float2 two = UnpackPair<half>(__shfl_sync(~0u, blocks[r].scales, entry));
       const float scale[2] = {two.x, two.y};
       float offset[2] = {p.zero, p.zero};
-      if (p.offset != OffsetMode::kConstant) {
+      if (p.HasOffsets()) {
         const float2 o = UnpackPair<half>(__shfl_sync(~0u, blocks[r].offsets, entry));
         offset[0] = o.x, offset[1] = o.y;
       }

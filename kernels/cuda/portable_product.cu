@@ -12,33 +12,16 @@ constexpr int kLeastUnits = 4;  // of a split
 constexpr int kBlocksAnSm = 3;  // that a cut aims at
 
 PortableLaunch LaunchOf(const ProductArgs& args, cudaStream_t stream) {
-  const PackedShape& shape = args.w.shape;
   PortableLaunch launch = {};
   PortableParams& p = launch.params;
-  p.blocks = args.w.blocks;
-  p.expert_bytes = shape.Bytes();
-  p.block_bytes = shape.BlockBytes();
-  p.scale_bytes = shape.TableBytes();
-  p.units = static_cast<int>(shape.Units());
-  p.tiles = static_cast<int>(shape.Tiles());
-  p.group_steps = shape.group / 16;
-  p.has_offsets = shape.offset != OffsetMode::kConstant;
-  launch.offset = shape.offset;
-  launch.zero = static_cast<float>(args.w.zero);
+  p = {PackedParamsOf(args.w), EpilogueParamsOf(args, /*vector_elements=*/8)};
   // Scales that were brought to the top of f16's range leave room below for the codes.
   launch.by = args.w.multiplier == 1.0f ? 1.0f : 0x1p-9f;
-  p.multiplier = args.w.multiplier / launch.by;
-  std::copy(args.w.table.begin(), args.w.table.end(), p.table);
+  p.multiplier /= launch.by;
   p.x = static_cast<const char*>(args.x);
   p.x_stride = args.ldx * 2;
-  p.m = args.m;
-  p.n = static_cast<int>(shape.n);
-  p.k = static_cast<int>(shape.k);
+  p.k = static_cast<int>(args.w.shape.k);
   p.splits = 1;
-  p.output = args.output;
-  p.gate = args.gate;
-  p.out = args.out;
-  p.ldo = args.ldo;
   launch.grid = dim3((p.tiles + kPortableWarps - 1) / kPortableWarps,
                      (args.m + kPortableTokens - 1) / kPortableTokens);
   launch.options = {stream, args.dependent};

@@ -9,7 +9,7 @@
 
 #include "kernels/cuda/dequantize.cuh"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/ops.h"
+#include "kernels/cuda/product_params.cuh"
 #include "kernels/packed_layout.h"
 
 namespace nibble::cuda {
@@ -23,24 +23,14 @@ inline constexpr int kPortableXBytes = kPortableTokens * kPortableXStride;
 inline constexpr int kPortableStageStride = kPortableRows + 4;  // floats a token of the results
 static_assert(kPortableTokens * kPortableStageStride * 4 <= 2 * kPortableXBytes);
 
-struct PortableParams {
-  const std::uint8_t* blocks;
-  std::int64_t expert_bytes;
-  int block_bytes, scale_bytes, units, tiles;
-  int group_steps;  // k-steps a group
-  bool has_offsets;
+// `multiplier` is of the accumulators, the rule's `by` undone; `output` kStore, kStoreF32 or kGlu.
+struct PortableParams : PackedParams, EpilogueParams {
   OffsetRule rule;
-  float multiplier;  // of the accumulators, the rule's `by` undone
-  float table[16];
   const char* x;          // bytes
   std::int64_t x_stride;  // bytes
-  int m, n, k;
-  int splits;     // > 1: of the columns, each with its part of out, f32[splits, m, n]
-  Output output;  // kStore, kStoreF32 or kGlu
-  Gate gate;
-  void* out;
-  std::int64_t ldo;
-  // Experts: packed one after the other; rows of x from group_offsets[expert] on. Null: one matrix.
+  int k;
+  int splits;  // > 1: of the columns, each with its part of out, f32[splits, m, n]
+  // Experts: rows of x from group_offsets[expert] on. Null: one matrix.
   int experts;
   const std::int32_t* group_offsets;
 };
@@ -125,7 +115,7 @@ struct PortableBlock {
     for (int i = 0; i < 2; ++i) {
       if (i * 128 >= p.scale_bytes) break;
       scales[i] = ptx::StreamLoad32(table + i * 128, policy);
-      if (p.has_offsets) offsets[i] = ptx::StreamLoad32(table + p.scale_bytes + i * 128, policy);
+      if (p.HasOffsets()) offsets[i] = ptx::StreamLoad32(table + p.scale_bytes + i * 128, policy);
     }
   }
   static __device__ __forceinline__ std::uint32_t Pick(const std::uint32_t (&table)[2], int group,
@@ -207,7 +197,7 @@ __global__ void __launch_bounds__(kPortableThreads)
           const int group = step / p.group_steps;
           const std::uint32_t scales = block.Pick(block.scales, group, lane);
           std::uint32_t offsets = p.rule.constant;
-          if (p.has_offsets) offsets = block.Pick(block.offsets, group, lane);
+          if (p.HasOffsets()) offsets = block.Pick(block.offsets, group, lane);
           numbers.Set(scales, offsets, p.rule);
         }
         numbers.Fragment(block.codes[step / 4], step % 4, lane_table, a[i]);
@@ -242,8 +232,7 @@ __global__ void __launch_bounds__(kPortableThreads)
 
 struct PortableLaunch {
   PortableParams params;  // but for the rule
-  OffsetMode offset;
-  float zero, by;
+  float by;               // RuleOf's
   dim3 grid;
   LaunchOptions options;
 };
@@ -257,7 +246,7 @@ template <typename T, CodeKind kKind, int kBits>
 cudaError_t LaunchPortable(const PortableLaunch& launch) {
   const int bytes = 2 * kPortableXBytes + (kKind == CodeKind::kCodebook ? kPairTableBytes : 0);
   PortableParams params = launch.params;
-  params.rule = RuleOf<T>(launch.offset, launch.zero, launch.by);
+  params.rule = RuleOf<T>(params.offset, params.zero, launch.by);
   return Launch(PortableTileKernel<T, kKind, kBits>, launch.grid, kPortableThreads, bytes,
                 launch.options, params);
 }

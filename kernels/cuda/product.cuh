@@ -1,13 +1,9 @@
 // What the files of the products share.
 #pragma once
 
-#include "kernels/cuda/ops.h"
+#include "kernels/cuda/product_params.cuh"
 
 namespace nibble::cuda {
-
-inline bool Aligned(const void* pointer) {  // to 16 bytes
-  return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
-}
 
 // What every product by packed weights asks of its arguments.
 inline bool IsProduct(const ProductArgs& args) {

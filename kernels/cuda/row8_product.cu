@@ -23,12 +23,6 @@ bool Valid(const Row8ProductArgs& args) {
          (a.output == Output::kResidual ? a.residual : a.out) != nullptr;
 }
 
-// Whether every row of the outputs can be written 16 bytes at a time.
-bool AllowsVectors(const ProductArgs& a) {
-  if (a.output != Output::kResidual) return Aligned(a.out) && a.ldo % 8 == 0;
-  return Aligned(a.residual) && Aligned(a.norm_out.normed);
-}
-
 // Measured on an H200 (tests/bench/results/cuda_h200.md): tiles that hold all tokens, up to 128; of
 // small matrices half as many, for more tiles.
 Row8Plan Complete(Row8Plan plan, int m, std::int64_t weights) {
@@ -73,30 +67,21 @@ cudaError_t Row8Product(const Row8ProductArgs& args, const ProductScratch& scrat
 
   Row8Launch launch = {};
   Row8Params& p = launch.params;
+  p = {EpilogueParamsOf(a, /*vector_elements=*/8)};
   p.codes = args.w.codes;
   p.scales = args.w.scales;
   p.offsets = args.w.offsets;
   p.x_scales = args.x.scales;
-  p.m = a.m;
-  p.n = static_cast<int>(a.w.shape.n);
   p.k = static_cast<int>(a.w.shape.k);
   p.units = (p.k + 127) / 128;
   p.row_items = (p.n + kRow8Rows - 1) / kRow8Rows;
   p.token_items = (p.m + plan.tokens - 1) / plan.tokens;
   p.stages = plan.stages;
   p.stream_once = p.token_items == 1;
-  p.vector = AllowsVectors(a);
   p.inputs = a.x;
   p.ld_inputs = a.ldx;
   p.threshold = args.threshold;
   p.outliers = args.x.outliers;
-  p.bias = a.bias;
-  p.output = a.output;
-  p.gate = a.gate;
-  p.out = a.out;
-  p.ldo = a.ldo;
-  p.residual = a.residual;
-  p.norm_out = a.norm_out;
   // Bytes in pairs: the maps are of 16-bit elements.
   error = EncodeSwizzledHalves(&p.w, p.codes, p.k / 2, p.n, p.k, kRow8Rows);
   if (error == cudaSuccess)

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/product_params.cuh"
 #include "kernels/cuda/row8.h"
 #include "kernels/cuda/wgmma_bytes.cuh"
 
@@ -24,27 +25,19 @@ inline constexpr int kOutlierChunk = 16;  // columns at once, f16[tokens][kOutli
 inline constexpr int kOutlierStride = 18;
 static_assert(128 * kOutlierStride * 2 <= kRow8StagedBytes);
 
-struct Row8Params {
+struct Row8Params : EpilogueParams {
   CUtensorMap w, x;  // boxes of 128 and kTokens rows by 128 columns
   const std::uint8_t* codes;
   const float *scales, *offsets, *x_scales;
-  int m, n, k, units;
+  int k, units;
   int row_items, token_items;  // tiles of the output
   int shared_tiles;            // of them, cut evenly among all workers
   int stages;
   bool stream_once;    // nobody reads these weights again
-  bool vector;         // rows of the output allow 16-byte accesses
   const void* inputs;  // with outliers: T[m, k] before rounding, ld_inputs apart
   std::int64_t ld_inputs;
   float threshold;
   const std::int32_t* outliers;
-  const float* bias;
-  Output output;
-  Gate gate;
-  void* out;
-  std::int64_t ldo;
-  float* residual;
-  NormOutput norm_out;
   void* partials;  // a worker's part of a tile that another finishes, 128 x kTokens words each
   std::uint32_t* flags;  // that it is there; 0 before and after the kernel
 };

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/ops.h"
+#include "kernels/cuda/product_params.cuh"
 #include "kernels/cuda/ptx.cuh"
 
 namespace nibble::cuda {
@@ -15,30 +15,16 @@ inline constexpr int kPartialStride =
     20;  // floats a token of a partial tile: 16 rows, and 4 against bank conflicts
 inline constexpr int kMostParts = 4;
 
-struct StreamParams {
-  const std::uint8_t* blocks;
-  int block_bytes, units, tiles;
-  int parts_shift;     // log2 of the blocks that share tiles, each with columns of its own
-  bool twins;          // neighbours with the same columns copy activations to each other
-  int group_tiles;     // tiles of those blocks together
-  int round_pairs;     // pairs of tiles between reductions
-  std::uint32_t by_m;  // ceil(2^16 / m): q / m = q * by_m >> 16 for q < 4096
-  OffsetMode offset;
-  float zero, multiplier;
-  float table[16];
+struct StreamParams : PackedParams, EpilogueParams {
+  int parts_shift;        // log2 of the blocks that share tiles, each with columns of its own
+  bool twins;             // neighbours with the same columns copy activations to each other
+  int group_tiles;        // tiles of those blocks together
+  int round_pairs;        // pairs of tiles between reductions
+  std::uint32_t by_m;     // ceil(2^16 / m): q / m = q * by_m >> 16 for q < 4096
   const char* x;          // bytes
   std::int64_t x_stride;  // bytes
   bool bf16;              // x, out and normed; f16 otherwise
-  bool vector;            // rows of the outputs allow 4 elements at a time
-  int m, k, n;
-  NormInput norm_in;
-  const float* bias;
-  Output output;
-  Gate gate;
-  void* out;
-  std::int64_t ldo;
-  float* residual;
-  NormOutput norm_out;
+  int k;
   // Sums for the blocks that share tiles, f32[tiles][m][parts][16]; zero before and after.
   std::uint32_t* exchange;
   int x_row_bytes;  // shared memory of one token: units of a block * 256 + 16

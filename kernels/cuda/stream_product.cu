@@ -21,16 +21,6 @@ StreamLauncher FindStream(const PackedShape& shape, DType dtype, int token_tiles
 
 constexpr int RoundUp(int v, int to) { return (v + to - 1) / to * to; }
 
-// Whether every row of the outputs can be read and written 4 elements at a time.
-bool AllowsVectors(const ProductArgs& args) {
-  const auto aligned = [](const void* pointer) {
-    return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
-  };
-  if (args.output != Output::kResidual) return aligned(args.out) && args.ldo % 4 == 0;
-  return aligned(args.residual) && aligned(args.norm_out.normed) && aligned(args.norm_out.weight) &&
-         args.w.shape.n % 4 == 0;
-}
-
 // Cuts the product's tiles and columns over the SMs and places shared memory: norms of the inputs,
 // spans and factors, pair table, activations, partial sums. False when it does not fit.
 bool Cut(const ProductArgs& args, int parts_shift, const DeviceTraits& device,
@@ -102,30 +92,12 @@ cudaError_t LaunchPass(const ProductArgs& args, const StreamPlan& plan, const De
   const PackedShape& shape = args.w.shape;
   StreamGeometry geometry = {};
   StreamParams& p = geometry.params;
-  p.blocks = args.w.blocks;
-  p.block_bytes = shape.BlockBytes();
-  p.units = static_cast<int>(shape.Units());
-  p.tiles = static_cast<int>(shape.Tiles());
+  p = {PackedParamsOf(args.w), EpilogueParamsOf(args, /*vector_elements=*/4)};
   p.by_m = (65536 + args.m - 1) / args.m;
-  p.offset = shape.offset;
-  p.zero = static_cast<float>(shape.offset == OffsetMode::kConstant ? args.w.zero : 0);
-  p.multiplier = args.w.multiplier;
-  std::copy(args.w.table.begin(), args.w.table.end(), p.table);
   p.x = static_cast<const char*>(args.x);
   p.x_stride = args.ldx * 2;
   p.bf16 = args.dtype == DType::kBF16;
-  p.vector = AllowsVectors(args);
-  p.m = args.m;
   p.k = static_cast<int>(shape.k);
-  p.n = static_cast<int>(shape.n);
-  p.norm_in = args.norm_in;
-  p.bias = args.bias;
-  p.output = args.output;
-  p.gate = args.gate;
-  p.out = args.out;
-  p.ldo = args.ldo;
-  p.residual = args.residual;
-  p.norm_out = args.norm_out;
   p.exchange = plan.flags;
 
   StreamGeometry best;

@@ -22,14 +22,6 @@ TileLauncher FindTiles(const PackedShape& shape, const TileInstance& instance) {
   return FindTilesPlanes(instance, shape.bits);
 }
 
-// Whether every row of the outputs can be written 16 bytes at a time.
-bool AllowsVectors(const ProductArgs& args) {
-  if (!Aligned(args.bias)) return false;
-  if (args.output != Output::kResidual) return Aligned(args.out) && args.ldo % 8 == 0;
-  return Aligned(args.residual) && Aligned(args.norm_out.normed) && Aligned(args.norm_out.weight) &&
-         args.w.shape.n % 8 == 0;
-}
-
 // Partial sums of shared tiles: one tile a worker.
 std::int64_t SharedBytes(int tokens, int workers) {
   return std::int64_t{4} * kTileRowsOfBlock * tokens * workers;
@@ -54,12 +46,9 @@ cudaError_t LaunchTileProduct(const ProductArgs& args, const TilePlan& plan,
 
   TileLaunch launch = {};
   TileParams& p = launch.params;
+  p = {PackedParamsOf(args.w), EpilogueParamsOf(args, /*vector_elements=*/8)};
   const int code_bytes = 2 * shape.AtomBytes();
-  p.block_bytes = shape.BlockBytes();
-  p.scale_bytes = shape.TableBytes();
   p.table_bytes = p.block_bytes - code_bytes;
-  p.units = static_cast<int>(shape.Units());
-  p.tiles = static_cast<int>(shape.Tiles());
   p.row_items = (p.tiles + 15) / 16;
   p.token_items = (args.m + plan.tokens - 1) / plan.tokens;
   p.splits = plan.splits;
@@ -67,26 +56,12 @@ cudaError_t LaunchTileProduct(const ProductArgs& args, const TilePlan& plan,
                    : shape.group == 32 ? 0x55
                    : shape.group == 64 ? 0x11
                                        : 1;
-  p.has_offsets = shape.offset != OffsetMode::kConstant;
   // Scales that were brought to the top of f16's range leave room below for the codes.
   const float down = args.w.multiplier == 1.0f ? 1.0f : 0x1p-9f;
-  const auto zero = static_cast<float>(args.w.zero);
-  p.rule = args.dtype == DType::kF16 ? RuleOf<half>(shape.offset, zero, down)
-                                     : RuleOf<__nv_bfloat16>(shape.offset, zero, down);
-  p.multiplier = args.w.multiplier / down;
-  std::copy(args.w.table.begin(), args.w.table.end(), p.table);
-  p.m = args.m;
-  p.n = static_cast<int>(shape.n);
+  p.rule = args.dtype == DType::kF16 ? RuleOf<half>(shape.offset, p.zero, down)
+                                     : RuleOf<__nv_bfloat16>(shape.offset, p.zero, down);
+  p.multiplier /= down;
   p.stream_once = p.token_items == 1;
-  p.vector = AllowsVectors(args);
-  p.norm_in = args.norm_in;
-  p.bias = args.bias;
-  p.output = args.output;
-  p.gate = args.gate;
-  p.out = args.out;
-  p.ldo = args.ldo;
-  p.residual = args.residual;
-  p.norm_out = args.norm_out;
   p.partials = workspace.partials;
   p.experts = experts;
   p.group_offsets = group_offsets;

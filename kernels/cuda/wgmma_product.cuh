@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
         const auto set_group = [&] {
           const std::uint32_t scales = ptx::LoadShared32(table);
           std::uint32_t offsets = rule.constant;
-          if (p.has_offsets) offsets = ptx::LoadShared32(table + p.scale_bytes);
+          if (p.HasOffsets()) offsets = ptx::LoadShared32(table + p.scale_bytes);
           numbers.Set(scales, offsets, rule);
           table += 32;
         };

@@ -4,7 +4,7 @@
 
 #include "kernels/cuda/dequantize.cuh"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/ops.h"
+#include "kernels/cuda/product_params.cuh"
 #include "kernels/cuda/wgmma.cuh"
 #include "kernels/packed_layout.h"
 
@@ -19,36 +19,23 @@ inline constexpr int kStagedTokens = 16;    // finished at once
 // Hardware barriers beside those of the warpgroups, 1 to 4: of all consumers; with the norms.
 inline constexpr int kConsumersBarrier = 5, kNormsBarrier = 6;
 
-struct TileParams {
-  CUtensorMap x;       // [m, k]: boxes of kTokens x 64
-  CUtensorMap codes;   // [tiles, units * block bytes]: boxes of 16 x the codes of a block
-  CUtensorMap tables;  // the same: boxes of 16 x the tables of a block
-  int block_bytes, table_bytes, scale_bytes;  // of a block; table_bytes with offsets
-  int units, tiles;
+// `multiplier` is of the accumulators: the rule's `by` undone.
+struct TileParams : PackedParams, EpilogueParams {
+  CUtensorMap x;               // [m, k]: boxes of kTokens x 64
+  CUtensorMap codes;           // [tiles, units * block bytes]: boxes of 16 x the codes of a block
+  CUtensorMap tables;          // the same: boxes of 16 x the tables of a block
+  int table_bytes;             // of a block, offsets included
   int row_items, token_items;  // tiles of the output
   int shared_tiles, splits;    // see TileCursor
   int stages, stage_bytes;
   int group_begins;  // bit i: a group begins with k-step i of a unit
-  bool has_offsets;
   OffsetRule rule;
-  float multiplier;  // of the accumulators: the rule's `by` undone
-  float table[16];
-  int m, n;
   bool stream_once;  // nobody reads these weights again
-  bool vector;       // rows of the output allow 16-byte accesses
-  NormInput norm_in;
-  const float* bias;
-  Output output;
-  Gate gate;
-  void* out;
-  std::int64_t ldo;
-  float* residual;
-  NormOutput norm_out;
   // splits > 1: f32[splits, m, n]. Shared tiles: a worker's part of a tile that another finishes,
   // 256 x kTokens f32 each, and a flag each that it is there (0 before and after the kernel).
   float* partials;
   std::uint32_t* flags;
-  // Experts: packed one after the other, tiles each; rows of x from group_offsets[expert] on.
+  // Experts: tiles each; rows of x from group_offsets[expert] on.
   int experts;
   const std::int32_t* group_offsets;
 };
