@@ -13,6 +13,7 @@ namespace nibble {
 namespace {
 
 constexpr std::uint32_t kMaxInt32 = 0x7fffffff;
+constexpr int kMaxFiles = 100'000, kMaxDepth = 16;  // of what ContainPath looks through
 
 // Takes a positive number that an int32 holds.
 template <typename Target>
@@ -71,7 +72,8 @@ absl::Status ApplyLoadOptions(const v1::LoadOptions& options, LoadSpec* spec) {
            &spec->quantize, &bad);
   TakeName("admission", options.has_admission(), options.admission(), ParseAdmission,
            &spec->admission, &bad);
-  if (options.has_default_max_tokens()) spec->default_max_tokens = options.default_max_tokens();
+  TakeCount("default_max_tokens", options.has_default_max_tokens(), options.default_max_tokens(),
+            &spec->default_max_tokens, &bad);
   return bad.ToStatus();
 }
 
@@ -107,11 +109,23 @@ absl::StatusOr<std::string> ContainPath(const std::string& root, absl::string_vi
     return absl::NotFoundError(
         absl::StrCat("path ", Quote(path), " below --model-root: ", error.message()));
   if (!below(real)) return outside;
-  if (fs::is_directory(real, error)) {
-    for (const fs::directory_entry& entry : fs::directory_iterator(real, error)) {
-      const fs::path target = fs::canonical(entry.path(), error);
-      if (!error && !below(target)) return outside;
+  if (!fs::is_directory(real, error)) return real.string();
+  // Shards may lie in folders of their own.
+  fs::recursive_directory_iterator entry(real, error);
+  for (int seen = 0; !error && entry != fs::recursive_directory_iterator(); ++seen) {
+    if (seen == kMaxFiles || entry.depth() > kMaxDepth) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("path ", Quote(path), " holds more than ", kMaxFiles, " files or ",
+                       kMaxDepth, " levels of folders; name the model's own folder"));
     }
+    std::error_code broken;  // a link to nowhere leads nowhere
+    const fs::path target = fs::canonical(entry->path(), broken);
+    if (!broken && !below(target)) return outside;
+    entry.increment(error);
+  }
+  if (error) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("path ", Quote(path), " cannot be listed: ", error.message()));
   }
   return real.string();
 }

@@ -1,6 +1,7 @@
 // What an administrator may load.
 #include <filesystem>
 
+#include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "server/wire.h"
 #include "tests/support/temp_dir.h"
@@ -53,6 +54,22 @@ TEST_F(ContainPathTest, FollowsSymbolicLinks) {
   // A link among the files of a model counts like the path itself.
   fs::create_symlink(dir_.File("secret"), dir_.File("root/model/tokenizer.json"));
   EXPECT_EQ(CodeOf("model"), absl::StatusCode::kPermissionDenied);
+}
+
+TEST_F(ContainPathTest, FollowsSymbolicLinksOfFolders) {
+  fs::create_directories(dir_.File("root/model/shards"));
+  EXPECT_EQ(CodeOf("model"), absl::StatusCode::kOk);
+  fs::create_symlink(dir_.File("nowhere"), dir_.File("root/model/shards/dangling"));
+  EXPECT_EQ(CodeOf("model"), absl::StatusCode::kOk);
+  fs::create_symlink(dir_.File("secret"), dir_.File("root/model/shards/1.safetensors"));
+  EXPECT_EQ(CodeOf("model"), absl::StatusCode::kPermissionDenied);
+}
+
+TEST_F(ContainPathTest, RefusesToLookThroughWholeTrees) {
+  std::string deep = "root/model";
+  for (int level = 0; level < 20; ++level) absl::StrAppend(&deep, "/d");
+  fs::create_directories(dir_.File(deep));
+  EXPECT_EQ(CodeOf("model"), absl::StatusCode::kFailedPrecondition);
 }
 
 TEST_F(ContainPathTest, RefusesOddPathsAndAbsentOnes) {

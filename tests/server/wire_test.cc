@@ -302,10 +302,25 @@ TEST(ApplyLoadOptionsTest, NamesEveryWrongField) {
   options.set_max_context(0);
   options.set_kv_dtype("f64");
   options.set_quantize("int3");
+  options.set_default_max_tokens(0);
   LoadSpec spec;
   EXPECT_THAT(FieldsOf(ApplyLoadOptions(options, &spec)),
               ElementsAre("options.kv_memory_bytes", "options.max_context", "options.kv_dtype",
-                          "options.quantize"));
+                          "options.quantize", "options.default_max_tokens"));
+}
+
+TEST(ApplyLoadOptionsTest, TakesWhatTheFlagsTake) {
+  v1::LoadOptions options;
+  options.set_kv_memory_bytes(1 << 20);
+  options.set_max_queue(7);
+  options.set_admission("reserved");
+  options.set_default_max_tokens(5);
+  LoadSpec spec;
+  ASSERT_TRUE(ApplyLoadOptions(options, &spec).ok());
+  EXPECT_EQ(spec.plan.kv_bytes, 1 << 20);
+  EXPECT_EQ(spec.max_queue, 7);
+  EXPECT_EQ(spec.admission, Admission::kReserved);
+  EXPECT_EQ(spec.default_max_tokens, 5u);
 }
 
 }  // namespace
