@@ -43,7 +43,7 @@ absl::StatusOr<std::string> ModelText(const YAML::Node& node, const std::string&
   if (node.IsScalar()) return node.Scalar();
   if (!node.IsMap())
     return absl::InvalidArgumentError(absl::StrCat(where, ": must be text or a mapping"));
-  static const std::vector<std::string> kKeys{"path", "name", "kv-memory", "max-context"};
+  static const std::vector<std::string> kKeys{"path", "name", "device", "kv-memory", "max-context"};
   std::map<std::string, std::string> values;
   for (const auto& entry : node) {
     const std::string key = entry.first.Scalar();
@@ -60,7 +60,7 @@ absl::StatusOr<std::string> ModelText(const YAML::Node& node, const std::string&
     return absl::InvalidArgumentError(absl::StrCat(where, ".path: must be set"));
   std::string text =
       values["name"].empty() ? values["path"] : absl::StrCat(values["name"], "=", values["path"]);
-  for (const char* key : {"kv-memory", "max-context"}) {
+  for (const char* key : {"device", "kv-memory", "max-context"}) {
     if (!values[key].empty()) absl::StrAppend(&text, ",", key, "=", values[key]);
   }
   return text;

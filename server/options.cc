@@ -64,6 +64,14 @@ absl::StatusOr<std::string> ParseDevice(absl::string_view text) {
       absl::StrCat(Quote(text), " is not one of auto, cpu, cuda, cuda:N"));
 }
 
+// gRPC takes milliseconds in an int; it ignores 0.
+absl::StatusOr<absl::Duration> ParseConnectionAge(absl::string_view text) {
+  ASSIGN_OR_RETURN(const absl::Duration age, ParseDuration(text));
+  if (age < absl::Seconds(1) || age > absl::Hours(576))
+    return absl::InvalidArgumentError(absl::StrCat(Quote(text), " is not from 1s to 576h"));
+  return age;
+}
+
 const std::vector<Flag>& Flags() {
   using O = ServeOptions;
   static const auto* flags = new std::vector<Flag>{
@@ -123,7 +131,7 @@ const std::vector<Flag>& Flags() {
       {"tls-client-ca", "FILE", "", "PEM roots: clients must show a certificate",
        To(&O::tls_client_ca, Text())},
       {"max-connection-age", "TIME", "", "connections are closed gently after that; unset: never",
-       To(&O::max_connection_age, ParseDuration)},
+       To(&O::max_connection_age, ParseConnectionAge)},
       {"drain-timeout", "TIME", "30s", "how long streams may go on after SIGTERM",
        To(&O::drain_timeout, ParseDuration)},
       {"log-format", "FORMAT", "", "text or json; unset: text on a terminal",

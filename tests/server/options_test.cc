@@ -1,5 +1,6 @@
 #include "server/options.h"
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/temp_dir.h"
@@ -44,6 +45,31 @@ TEST(ServeOptionsTest, FlagBeatsEnvironmentBeatsFileBeatsDefault) {
   EXPECT_THAT(options->config_text, HasSubstr("max-queue: \"3\"  # command line\n"));
   EXPECT_THAT(options->config_text, HasSubstr("threads: \"2\"  # NIBBLE_THREADS\n"));
   EXPECT_THAT(options->config_text, HasSubstr("http: \"[::]:8080\"  # default\n"));
+}
+
+TEST(ServeOptionsTest, AFileSaysOfAModelWhatTheCommandLineCan) {
+  TempDir dir;
+  dir.Write("c.yaml",
+            "models:\n  - path: /m\n    name: chat\n    device: cuda:1\n    kv-memory: 1GiB\n"
+            "    max-context: 4096\n");
+  const auto options = ParseServeOptions({"--config", dir.File("c.yaml")}, {});
+  ASSERT_TRUE(options.ok()) << options.status();
+  const ModelOption& model = options->models[0];
+  EXPECT_EQ(model.name, "chat");
+  EXPECT_EQ(model.path, "/m");
+  EXPECT_EQ(model.device, "cuda:1");
+  EXPECT_EQ(model.kv_memory, MemorySize(std::int64_t{1} << 30));
+  EXPECT_EQ(model.max_context, 4096);
+}
+
+TEST(ServeOptionsTest, ConnectionsLiveFromASecondToWhatMillisecondsOfGrpcHold) {
+  EXPECT_EQ(ErrorOf({"--max-connection-age=1s", "/m"}), "OK");
+  EXPECT_EQ(ErrorOf({"--max-connection-age=576h", "/m"}), "OK");
+  for (const char* age : {"0", "10ms", "577h", "-1s"}) {
+    EXPECT_THAT(ErrorOf({absl::StrCat("--max-connection-age=", age), "/m"}),
+                HasSubstr("--max-connection-age: "))
+        << age;
+  }
 }
 
 TEST(ServeOptionsTest, PrintedConfigurationIsAConfiguration) {
