@@ -4,9 +4,11 @@
 #include <iterator>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "nibble/v1/generation.pb.h"
 #include "runtime/base/status.h"
+#include "server/errors.h"
 #include "server/generation_job.h"
 #include "server/unary.h"
 #include "server/wire.h"
@@ -16,6 +18,14 @@ namespace nibble {
 namespace {
 
 constexpr std::size_t kMaxMergedBytes = 1 << 20;
+constexpr std::size_t kMaxUnaryResponseBytes = 4 << 20;  // what clients accept by default
+
+absl::Status CheckSize(const google::protobuf::MessageLite& response, absl::string_view field) {
+  const std::size_t bytes = response.ByteSizeLong();
+  if (bytes <= kMaxUnaryResponseBytes) return absl::OkStatus();
+  return InvalidField(field, absl::StrCat("would be answered with ", bytes, " bytes, more than ",
+                                          kMaxUnaryResponseBytes, ": send it in parts"));
+}
 
 // One Generate. The request is prepared on the pool, answered by the model's engine, and both speak
 // through the TokenStream: every error, the validator's too, closes it, so that there is one way
@@ -116,7 +126,7 @@ RpcService MakeGenerationService(const ServingState* state, PreparePool* pool) {
                          Tokenize(request, *model, absl::Now()));
         response->set_model(model->info.name);
         response->mutable_token_ids()->Add(ids.begin(), ids.end());
-        return absl::OkStatus();
+        return CheckSize(*response, request.has_chat() ? "chat" : "text");
       }));
   service.methods.push_back(PooledUnary<v1::DetokenizeRequest, v1::DetokenizeResponse>(
       "Detokenize", pool,
@@ -126,7 +136,7 @@ RpcService MakeGenerationService(const ServingState* state, PreparePool* pool) {
         ASSIGN_OR_RETURN(const auto model, state->Find(request.model()));
         ASSIGN_OR_RETURN(*response->mutable_text(), Detokenize(request, *model));
         response->set_model(model->info.name);
-        return absl::OkStatus();
+        return CheckSize(*response, "token_ids");
       }));
   return service;
 }

@@ -8,14 +8,10 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
 #include "server/prepare_pool.h"
 #include "server/rpc.h"
 
 namespace nibble {
-
-// What clients accept by default.
-inline constexpr std::size_t kMaxUnaryResponseBytes = 4 << 20;
 
 template <typename Request, typename Response>
 using UnaryFunction = std::function<absl::Status(const Request&, Response*)>;
@@ -55,11 +51,6 @@ class PooledUnaryHandler final : public CallHandler {
     if (status.ok()) {
       status = pool_->Submit([work = work_, function = function_, waker = call_.waker()] {
         absl::Status result = function(work->request, &work->response);
-        if (result.ok() && work->response.ByteSizeLong() > kMaxUnaryResponseBytes) {
-          result = absl::OutOfRangeError(absl::StrCat(
-              "the answer would have ", work->response.ByteSizeLong(), " bytes, more than ",
-              kMaxUnaryResponseBytes, ": send the request in parts"));
-        }
         {
           const std::lock_guard lock(work->mutex);
           work->result = std::move(result);

@@ -106,6 +106,28 @@ TEST_F(GenerateTest, AContinuedMessageEndsWhereItsTextDoes) {
   EXPECT_EQ(text.text(), "<|turn|>user:hi\n<|turn|>assistant:Roses");
 }
 
+TEST_F(GenerateTest, WhatIsTooLongToTokenizeAtOnceIsTheRequestsFault) {
+  ASSERT_NO_FATAL_FAILURE(Serve());
+  v1::TokenizeRequest tokenize;
+  for (int i = 0; i < 1'100'000; ++i)
+    tokenize.mutable_text()->append("\xC3\xAF");  // 4 bytes of ids
+  v1::TokenizeResponse ids;
+  grpc::ClientContext first, second;
+  const grpc::Status text = generation_->Tokenize(&first, tokenize, &ids);
+  EXPECT_EQ(text.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << text.error_message();
+  EXPECT_THAT(DetailsOf(text).fields, ElementsAre("text"));
+  EXPECT_EQ(DetailsOf(text).reason, "INVALID_FIELD");
+  EXPECT_THAT(text.error_message(), HasSubstr("in parts"));
+
+  v1::DetokenizeRequest detokenize;
+  detokenize.set_keep_special_tokens(true);
+  for (int i = 0; i < 1'000'000; ++i) detokenize.add_token_ids(kTinyVocab - 1);
+  v1::DetokenizeResponse response;
+  const grpc::Status detokenized = generation_->Detokenize(&second, detokenize, &response);
+  EXPECT_EQ(detokenized.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(DetailsOf(detokenized).fields, ElementsAre("token_ids"));
+}
+
 TEST_F(GenerateTest, DetokenizeInvertsTokenize) {
   ASSERT_NO_FATAL_FAILURE(Serve());
   v1::TokenizeRequest tokenize;
