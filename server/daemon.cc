@@ -67,7 +67,7 @@ Daemon::Daemon(ServeOptions options)
                         changed_.notify_all();
                       }),
            &metrics_),
-      state_(&hub_, &metrics_, NamesOf(options_.models)),
+      state_(&hub_, &metrics_, NamesOf(options_.models), !options_.admin_listen.empty()),
       prepare_pool_(PrepareThreads(), kMaxQueuedPreparations),
       admin_pool_(kAdminThreads, kMaxQueuedAdminCalls) {
   for (const ModelOption& model : options_.models)

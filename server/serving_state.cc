@@ -7,10 +7,12 @@
 
 namespace nibble {
 
-ServingState::ServingState(ModelHub* hub, Metrics* metrics, std::vector<std::string> startup_models)
+ServingState::ServingState(ModelHub* hub, Metrics* metrics, std::vector<std::string> startup_models,
+                           bool administered)
     : hub_(hub),
       metrics_(metrics),
       startup_models_(std::move(startup_models)),
+      administered_(administered),
       required_(startup_models_) {}
 
 absl::Status ServingState::CheckAccepting() const {
@@ -81,8 +83,10 @@ bool ServingState::Ready() const {
 std::optional<bool> ServingState::Serves(const std::string& service) const {
   if (service.empty() || service == kGenerationService) return Ready();
   if (service == kLiveService) return Live();
-  if (service == kModelService || service == kHealthService || service == kAdminService)
+  if (service == kModelService || service == kHealthService ||
+      (service == kAdminService && administered_)) {
     return !draining_.load();
+  }
   for (const ModelStatus& status : List()) {
     if (status.name == service)
       return status.state == ModelState::kServing && !draining_.load() && Live();

@@ -29,8 +29,10 @@ inline constexpr absl::Duration kHeartbeatLimit = absl::Seconds(20);
 // Owned by the daemon, shared by its services. Any thread.
 class ServingState {
  public:
-  // `startup_models`: the names the daemon was started with, in order.
-  ServingState(ModelHub* hub, Metrics* metrics, std::vector<std::string> startup_models);
+  // `startup_models`: the names the daemon was started with, in order. `administered`: whether
+  // AdminService is served.
+  ServingState(ModelHub* hub, Metrics* metrics, std::vector<std::string> startup_models,
+               bool administered);
 
   ModelHub& hub() const { return *hub_; }
 
@@ -58,6 +60,7 @@ class ServingState {
   ModelHub* const hub_;
   Metrics* const metrics_;
   const std::vector<std::string> startup_models_;
+  const bool administered_;
   std::atomic<bool> draining_{false};
   mutable std::mutex mutex_;           // guards required_
   std::vector<std::string> required_;  // start-up models that nobody has taken away

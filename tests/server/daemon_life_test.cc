@@ -91,6 +91,13 @@ TEST_F(LifeTest, HealthFollowsTheModels) {
   EXPECT_THAT(Get(daemon_->http_address(), "/status"), HasSubstr("\"tiny\""));
 }
 
+TEST_F(LifeTest, HealthKnowsAdminServiceWhereItIsServed) {
+  ASSERT_NO_FATAL_FAILURE(Serve());
+  EXPECT_EQ(Health("nibble.v1.AdminService"), HealthCheckResponse::SERVING);
+  ASSERT_NO_FATAL_FAILURE(Serve({"--admin-listen="}));
+  EXPECT_EQ(Health("nibble.v1.AdminService"), HealthCheckResponse::SERVICE_UNKNOWN);
+}
+
 TEST_F(LifeTest, WatchTellsEachChange) {
   ASSERT_NO_FATAL_FAILURE(Open({"tiny=" + MakeModel("tiny")}));
   HealthCheckRequest ready, unknown;
