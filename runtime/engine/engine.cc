@@ -31,6 +31,16 @@ absl::Status DeadlineStatus(absl::string_view what) {
   return WithReason(absl::DeadlineExceededError(what), "DEADLINE");
 }
 
+// What a client neither asked for nor sees coming.
+void LogUnlessExpected(const std::string& model, const std::string& request,
+                       const absl::Status& status) {
+  if (status.ok() || absl::IsCancelled(status) || absl::IsDeadlineExceeded(status)) return;
+  LogWarning("an answer was cut short", {{"model", model},
+                                         {"request", request},
+                                         {"reason", ReasonOf(status)},
+                                         {"why", std::string(status.message())}});
+}
+
 }  // namespace
 
 Engine::Engine(EngineOptions options, AnswerContext context, std::unique_ptr<Runner> runner)
@@ -248,6 +258,7 @@ void Engine::LeaveQueue(Active& active, absl::Time now) {
 
 // Gives everything back, then tells the client: who sees the end finds gauges and counters settled.
 void Engine::EndRequest(Active& active, absl::Status status, absl::Time now) {
+  LogUnlessExpected(context_.model, active.state.request.id, status);
   LeaveQueue(active, now);
   scheduler_.Remove(&active.state);
   leaving_.push_back(std::move(active_.extract(active.state.id).mapped()));

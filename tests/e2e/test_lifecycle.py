@@ -35,21 +35,26 @@ def long_path(tmp_path_factory):
     return tiny_model.write(tmp_path_factory.mktemp("models") / "long", context=65536)
 
 
-def start_endless(client):
+def start_endless(client, **fields):
     """An answer that takes any device seconds, of which nothing is sent before its end: no reader is too slow for it."""
-    call = client.Generate(text="x", sampling={"seed": 1}, stopping={"ignore_eos": True}, output={"final_only": True})
+    call = client.Generate(text="x", sampling={"seed": 1}, stopping={"ignore_eos": True}, output={"final_only": True},
+                           **fields)
     assert next(call).WhichOneof("event") == "started"
     return call
 
 
 def test_drain_deadline_ends_what_is_left(long_path):
-    with Daemon(f"long={long_path}", args=["--kv-memory", "64MiB", "--drain-timeout", "300ms"]) as daemon:
-        call = start_endless(daemon.client())
+    with Daemon(f"long={long_path}", args=["--kv-memory", "64MiB", "--drain-timeout", "300ms",
+                                           "--log-format", "json"]) as daemon:
+        call = start_endless(daemon.client(), request_id="left over")
         daemon.terminate()
         with pytest.raises(grpc.RpcError) as caught:
             list(call)
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
         assert daemon.wait(10) == 0
+        records = daemon.log_records()
+        assert [(record["level"], record["reason"]) for record in records if record.get("request") == "left over"] \
+            == [("warning", "DRAINING")], records
 
 
 def test_second_signal_exits_now(long_path):

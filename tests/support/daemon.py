@@ -1,5 +1,6 @@
 """Runs a real daemon and talks to it as a stranger would: grpcio, with the API learnt by reflection."""
 
+import json
 import os
 import pathlib
 import re
@@ -121,8 +122,10 @@ class Daemon:
         self.process = subprocess.Popen(
             [str(BIN), "serve", *map(str, models), "--listen", grpc_listen, "--http", http_listen, *args],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})})
-        threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True).start()
-        threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True).start()
+        self._readers = [threading.Thread(target=self._read, args=(pipe,), daemon=True)
+                         for pipe in (self.process.stdout, self.process.stderr)]
+        for reader in self._readers:
+            reader.start()
         if wait:
             self.wait_ready()
 
@@ -169,6 +172,12 @@ class Daemon:
         return sum(value for series, value in self.metrics().items()
                    if series.split("{")[0] == name
                    and wanted <= set(re.findall(r'\w+="[^"]*"', series)))
+
+    def log_records(self):
+        """What a daemon that has ended logged with --log-format json; its standard output is not the log."""
+        for reader in self._readers:
+            reader.join(10)
+        return [json.loads(line) for line in self.log if not line.startswith("ready ")]
 
     def rss(self):
         text = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
