@@ -85,7 +85,8 @@ def test_preemption_under_kv_pressure_changes_no_answer(tiny_path):
 
 
 def test_no_idle_latency_tail(tiny_client, nightly):
-    """A call after idle seconds is as quick as one in a row: p99 (here: the worst of a few) within 5 ms."""
+    """A call after idle seconds is as quick as one in a row: four in five within 5 ms of their p99, so that a
+    disturbance of a busy machine does not count."""
     def once():
         begin = time.perf_counter()
         tiny_client.ask(text="x", stopping={"max_tokens": 1})
