@@ -1,11 +1,12 @@
 // Times the quantized products beside cuBLAS fp16 in the same run, and the chain of a layer's four
 // products.
 //
-//   kernel_bench products [--encodings int4,...] [--m 1,...] [--keep codes,copy]
+//   kernel_bench products [--encodings int4,...] [--m 1,...] [--keep codes,copy] [--type f16|bf16]
 //                                                             a CSV row a (shape, m, encoding, what
 //                                                             is kept: codes, or a 16-bit copy too)
 //   kernel_bench plans                                        every cut of the streamed product
-//   kernel_bench tiles [--encodings int4,...] [--m 32,...]    and of the tile product
+//   kernel_bench tiles [--encodings int4,...] [--m 32,...] [--type f16|bf16]
+//                                                             and of the tile product
 //   kernel_bench chain [--encodings int4] [--m 1,...] [--path product|stream|tiles]
 //                      [--type f16|bf16]                      Llama-3-8B, 32 layers, one graph
 //   kernel_bench once [--encodings int4] [--m 1]              each product twice, for a profiler
@@ -14,12 +15,10 @@
 #include <cublas_v2.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <functional>
 #include <set>
 #include <string>
-#include <thread>
 
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/product.cuh"
@@ -96,29 +95,27 @@ class Weights {
   DeviceArray<std::uint8_t> blocks_;
 };
 
-// Microseconds a product of cuBLAS fp16.
-double TimeCublas(cublasHandle_t cublas, const Shape& shape, int m,
-                  const DeviceArray<std::uint16_t>& w, int copies,
-                  const DeviceArray<std::uint16_t>& x, const DeviceArray<std::uint16_t>& out,
-                  int launches, int replays) {
+// What products are of: activations, dense weights, outputs, in one type.
+struct Dense {
+  DType dtype;
+  std::int64_t size;  // of the weights
+  int copies;
+  DeviceArray<std::uint16_t> x, w;
+
+  cudaDataType type() const { return dtype == DType::kF16 ? CUDA_R_16F : CUDA_R_16BF; }
+};
+
+void MultiplyDense(cublasHandle_t cublas, const Shape& shape, int m, const Dense& dense, int copy,
+                   const DeviceArray<std::uint16_t>& out, cudaStream_t stream) {
   const float one = 1.0f, zero = 0.0f;
-  return MedianReplay(
-             [&](cudaStream_t stream) {
-               cublasSetStream(cublas, stream);
-               for (int i = 0; i < launches; ++i) {
-                 const std::uint16_t* weights =
-                     w.get() + static_cast<std::int64_t>(i % copies) * shape.n * shape.k;
-                 if (cublasGemmEx(cublas, CUBLAS_OP_T, CUBLAS_OP_N, shape.n, m, shape.k, &one,
-                                  weights, CUDA_R_16F, shape.k, x.get(), CUDA_R_16F, shape.k, &zero,
-                                  out.get(), CUDA_R_16F, shape.n, CUBLAS_COMPUTE_32F,
-                                  CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS) {
-                   std::printf("cublasGemmEx failed\n");
-                   std::exit(1);
-                 }
-               }
-             },
-             replays) /
-         launches;
+  cublasSetStream(cublas, stream);
+  if (cublasGemmEx(cublas, CUBLAS_OP_T, CUBLAS_OP_N, shape.n, m, shape.k, &one,
+                   dense.w.get() + copy * dense.size, dense.type(), shape.k, dense.x.get(),
+                   dense.type(), shape.k, &zero, out.get(), dense.type(), shape.n,
+                   CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS) {
+    std::printf("cublasGemmEx failed\n");
+    std::exit(1);
+  }
 }
 
 ProductArgs Args(const Shape& shape, int m, const DeviceArray<std::uint16_t>& x,
@@ -162,36 +159,43 @@ class Scratch {
   DeviceArray<std::uint32_t> flags_;
 };
 
-// Random dense weights, `copies` of them.
-DeviceArray<std::uint16_t> RandomDense(std::int64_t size, int copies, std::mt19937& rng) {
-  std::vector<std::uint16_t> one = RandomHalves(1 << 20, DType::kF16, rng, 0.02f);
-  one.resize(size);
-  for (std::int64_t i = 1 << 20; i < size; ++i) one[i] = one[i - (1 << 20) + (i >> 20)];
+// Random numbers, `copies` times the same.
+DeviceArray<std::uint16_t> RandomCopies(std::int64_t size, int copies, DType dtype, float sigma,
+                                        std::mt19937& rng) {
+  constexpr std::int64_t kDrawn = 1 << 20;  // the others repeat them
+  std::vector<std::uint16_t> one = RandomHalves(kDrawn, dtype, rng, sigma);
+  one.resize(std::max(size, kDrawn));
+  for (std::int64_t i = kDrawn; i < size; ++i) one[i] = one[i - kDrawn + i / kDrawn];
   DeviceArray<std::uint16_t> w(size * copies);
   for (int i = 0; i < copies; ++i) {
     NIBBLE_CUDA_OK(cudaMemcpy(w.get() + i * size, one.data(), size * 2, cudaMemcpyHostToDevice));
   }
   return w;
 }
+Dense RandomDense(const Shape& shape, int max_m, DType dtype, std::mt19937& rng) {
+  Dense dense;
+  dense.dtype = dtype;
+  dense.size = static_cast<std::int64_t>(shape.n) * shape.k;
+  dense.copies = static_cast<int>(kRotation / (dense.size * 2) + 1);
+  dense.x = RandomCopies(static_cast<std::int64_t>(max_m) * shape.k, 1, dtype, 1.0f, rng);
+  dense.w = RandomCopies(dense.size, dense.copies, dtype, 0.02f, rng);
+  return dense;
+}
 
-// Long products heat the card until its power cap slows what comes next: each measurement starts
-// from a short rest, and what is compared is measured one right after the other.
-void Rest() { std::this_thread::sleep_for(std::chrono::milliseconds(15)); }
-
-void Products(const std::string& encodings, const std::string& keep,
+// Products of one type beside cuBLAS of that type and of fp16, all by turns.
+void Products(const std::string& encodings, const std::string& keep, DType dtype,
               const std::vector<int>& tokens) {
   std::mt19937 rng(1);
   const int max_m = *std::max_element(tokens.begin(), tokens.end());
   const Scratch scratch(28672LL * 4096, max_m);
-  std::printf("shape,n,k,encoding,kept,m,us,cublas_fp16_us,speedup,weight_TBps\n");
+  std::printf("shape,n,k,encoding,kept,type,m,us,cublas_us,cublas_fp16_us,speedup,weight_TBps\n");
   for (const Shape& shape : kLlama8B) {
-    const DeviceArray<std::uint16_t> x(
-        RandomHalves(static_cast<std::int64_t>(max_m) * shape.k, DType::kF16, rng));
     const DeviceArray<std::uint16_t> out(static_cast<std::int64_t>(max_m) * shape.n);
-    const std::int64_t size = static_cast<std::int64_t>(shape.n) * shape.k;
-    const int dense_copies = static_cast<int>(kRotation / (size * 2) + 1);
-    const DeviceArray<std::uint16_t> dense = RandomDense(size, dense_copies, rng);
-    const DeviceArray<std::uint16_t> expanded(size * dense_copies);
+    std::vector<Dense> dense;  // fp16, then the type
+    dense.push_back(RandomDense(shape, max_m, DType::kF16, rng));
+    if (dtype != DType::kF16) dense.push_back(RandomDense(shape, max_m, dtype, rng));
+    const Dense& own = dense.back();
+    const DeviceArray<std::uint16_t> expanded(own.size * own.copies);
     for (const Encoding& e : kEncodings) {
       bool wanted = false;
       for (const std::string& name : Split(encodings)) wanted |= name == e.name;
@@ -199,50 +203,56 @@ void Products(const std::string& encodings, const std::string& keep,
       const PackedShape packed{shape.n, shape.k, e.kind, e.bits, e.group, e.offset};
       const int copies = static_cast<int>(kRotation / packed.Bytes() + 1);
       const Weights w(shape, e, copies, rng);
-      for (int i = 0; i < dense_copies; ++i) {
-        NIBBLE_CUDA_OK(DequantizePacked(w.At(0), DType::kF16, expanded.get() + i * size, nullptr));
+      for (int i = 0; i < own.copies; ++i) {
+        NIBBLE_CUDA_OK(DequantizePacked(w.At(0), dtype, expanded.get() + i * own.size, nullptr));
       }
       NIBBLE_CUDA_OK(cudaDeviceSynchronize());
       for (int m : tokens) {
-        const int replays = m > 256 ? 7 : 15;
-        Rest();
-        const double reference = TimeCublas(scratch.cublas(), shape, m, dense, dense_copies, x, out,
-                                            std::max(dense_copies, m > 256 ? 8 : 24), replays);
-        for (const std::string& kept : Split(keep)) {
-          const int launches = std::max(copies, m > 256 ? 8 : 24);
-          Rest();
-          const double us = MedianReplay(
-                                [&](cudaStream_t stream) {
-                                  for (int i = 0; i < launches; ++i) {
-                                    ProductArgs args = Args(shape, m, x, out);
-                                    args.w = w.At(i % copies);
-                                    if (kept == "copy")
-                                      args.expanded = expanded.get() + i % dense_copies * size;
-                                    args.dependent = i > 0;
-                                    NIBBLE_CUDA_OK(Product(args, scratch.product(), stream));
-                                  }
-                                },
-                                replays) /
-                            launches;
-          std::printf("%s,%d,%d,%s,%s,%d,%.2f,%.2f,%.2f,%.2f\n", shape.name, shape.n, shape.k,
-                      e.name, kept.c_str(), m, us, reference, reference / us,
-                      w.bytes() / us * 1e-6);
-          std::fflush(stdout);
+        const int launches = m > 1024 ? 4 : m > 256 ? 8 : std::max(copies, 24);
+        std::vector<Enqueue> variants;
+        for (const Dense& each : dense) {
+          variants.push_back([&](cudaStream_t stream) {
+            for (int i = 0; i < launches; ++i) {
+              MultiplyDense(scratch.cublas(), shape, m, each, i % each.copies, out, stream);
+            }
+          });
         }
+        const std::vector<std::string> kinds = Split(keep);
+        for (const std::string& kept : kinds) {
+          variants.push_back([&, copy = kept == "copy"](cudaStream_t stream) {
+            for (int i = 0; i < launches; ++i) {
+              ProductArgs args = Args(shape, m, own.x, out);
+              args.dtype = dtype;
+              args.w = w.At(i % copies);
+              if (copy) args.expanded = expanded.get() + i % own.copies * own.size;
+              args.dependent = i > 0;
+              NIBBLE_CUDA_OK(Product(args, scratch.product(), stream));
+            }
+          });
+        }
+        const std::vector<double> us = MedianReplays(variants, m > 256 ? 9 : 15);
+        for (std::size_t i = 0; i < kinds.size(); ++i) {
+          const double each = us[dense.size() + i] / launches, fp16 = us[0] / launches;
+          std::printf("%s,%d,%d,%s,%s,%s,%d,%.2f,%.2f,%.2f,%.2f,%.2f\n", shape.name, shape.n,
+                      shape.k, e.name, kinds[i].c_str(), dtype == DType::kF16 ? "f16" : "bf16", m,
+                      each, us[dense.size() - 1] / launches, fp16, fp16 / each,
+                      w.bytes() / each * 1e-6);
+        }
+        std::fflush(stdout);
       }
     }
   }
 }
 
 // Tile products by every cut worth considering, beside expanding to 16 bits and cuBLAS.
-void Tiles(const std::string& encodings, const std::vector<int>& tokens) {
+void Tiles(const std::string& encodings, DType dtype, const std::vector<int>& tokens) {
   std::mt19937 rng(1);
   const int max_m = *std::max_element(tokens.begin(), tokens.end());
   const Scratch scratch(28672LL * 4096, max_m);
   std::printf("shape,encoding,m,tokens,splits,shared,us,TFLOPs\n");
   for (const Shape& shape : kLlama8B) {
-    const DeviceArray<std::uint16_t> x(
-        RandomHalves(static_cast<std::int64_t>(max_m) * shape.k, DType::kF16, rng));
+    const DeviceArray<std::uint16_t> x =
+        RandomCopies(static_cast<std::int64_t>(max_m) * shape.k, 1, dtype, 1.0f, rng);
     const DeviceArray<std::uint16_t> out(static_cast<std::int64_t>(max_m) * shape.n);
     for (const Encoding& e : kEncodings) {
       bool wanted = false;
@@ -259,6 +269,7 @@ void Tiles(const std::string& encodings, const std::vector<int>& tokens) {
                          [&](cudaStream_t stream) {
                            for (int i = 0; i < launches; ++i) {
                              ProductArgs args = Args(shape, m, x, out);
+                             args.dtype = dtype;
                              args.w = w.At(i % copies);
                              args.dependent = i > 0;
                              NIBBLE_CUDA_OK(f(args, stream));
@@ -500,19 +511,19 @@ int main(int argc, char** argv) {
     if (std::strcmp(argv[i], "--type") == 0) type = argv[i + 1];
     if (std::strcmp(argv[i], "--keep") == 0) keep = argv[i + 1];
   }
+  const auto dtype = type == "bf16" ? nibble::DType::kBF16 : nibble::DType::kF16;
   const auto tokens = [&](const char* otherwise) { return Numbers(m.empty() ? otherwise : m); };
   cudaDeviceProp properties;
   NIBBLE_CUDA_OK(cudaGetDeviceProperties(&properties, 0));
   std::printf("# %s, %d SMs\n", properties.name, properties.multiProcessorCount);
   if (mode == "products")
-    Products(encodings, keep, tokens("1,2,4,8,16,32,64,128,256,512,1024,4096"));
+    Products(encodings, keep, dtype, tokens("1,2,4,8,16,32,64,128,256,512,1024,4096"));
   else if (mode == "plans")
     Plans(tokens("1,4,8,16"));
   else if (mode == "tiles")
-    Tiles(encodings, tokens("32,64,128,256,512,1024,4096"));
+    Tiles(encodings, dtype, tokens("32,64,128,256,512,1024,4096"));
   else if (mode == "chain")
-    Chain(encodings, path, type == "bf16" ? nibble::DType::kBF16 : nibble::DType::kF16,
-          tokens("1,2,4,8,16,32,64"));
+    Chain(encodings, path, dtype, tokens("1,2,4,8,16,32,64"));
   else if (mode == "once")
     Once(encodings, tokens("1"));
   else {
