@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/pack.h"
+#include "runtime/base/overloaded.h"
 #include "runtime/base/status.h"
 
 namespace nibble {
@@ -14,13 +15,6 @@ namespace {
 
 using cpu::kTileRows;
 using cpu::NumberKind;
-
-template <typename... Arms>
-struct Overloaded : Arms... {
-  using Arms::operator()...;
-};
-template <typename... Arms>
-Overloaded(Arms...) -> Overloaded<Arms...>;
 
 // Where the parts of one segment lie; -1: absent.
 struct SegmentLayout {

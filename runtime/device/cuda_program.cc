@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "runtime/base/overloaded.h"
 #include "runtime/base/status.h"
 #include "runtime/device/cuda_compiler.h"
 #include "runtime/device/program_check.h"
@@ -13,13 +14,6 @@ namespace {
 
 // Weights of heads are expanded piece by piece: a whole vocabulary would take a gigabyte.
 constexpr std::int64_t kMostExpandedHead = std::int64_t{128} << 20;
-
-template <typename... Arms>
-struct Overloaded : Arms... {
-  using Arms::operator()...;
-};
-template <typename... Arms>
-Overloaded(Arms...) -> Overloaded<Arms...>;
 
 }  // namespace
 

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "runtime/base/ceil_div.h"
 #include "runtime/base/json.h"
 #include "runtime/base/status.h"
 #include "runtime/weights/bitsandbytes_tables.h"
@@ -32,8 +33,6 @@ struct Blocks {
   std::int64_t nested_block = 256;
   float nested_offset = 0;
 };
-
-std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 absl::Status Bad(const TensorInfo& tensor, absl::string_view why) {
   return absl::InvalidArgumentError(absl::StrCat(Shown(tensor), " ", why));

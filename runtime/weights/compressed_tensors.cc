@@ -1,9 +1,13 @@
 // compressed-tensors (llm-compressor). A layer is one of
-//   LAYER.weight_packed  i32[n, words]: pack-quantized; codes lie along k in each row, already our
-//   code rows LAYER.weight         i8 or f8e4m3 [n, k] with LAYER.weight_scale: int-, float- or
-//   naive-quantized LAYER.weight         16 or 32 bit: not quantized
-// Codes are stored as value + 2^(bits-1). Which group of the configuration a layer belongs to says
-// the rest; its `ignore` list need not be read, because the tensors of a layer show whether it is
+//
+//   LAYER.weight_packed   i32[n, words]: pack-quantized, codes along k in each row, which is how
+//                         our code rows have them
+//   LAYER.weight          i8 or f8e4m3[n, k] beside LAYER.weight_scale: int-, float- or
+//                         naive-quantized
+//   LAYER.weight          16 or 32 bit: not quantized
+//
+// Codes are stored as value + 2^(bits-1). The scheme that targets a layer says the rest; the
+// configuration's `ignore` list need not be read, because the tensors of a layer show whether it is
 // quantized.
 #include <algorithm>
 #include <cmath>
@@ -12,115 +16,21 @@
 #include <memory>
 #include <optional>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "runtime/base/ceil_div.h"
 #include "runtime/base/status.h"
 #include "runtime/weights/code_rows.h"
+#include "runtime/weights/compressed_schemes.h"
 #include "runtime/weights/formats.h"
 #include "runtime/weights/group_order.h"
-#include "runtime/weights/module_pattern.h"
 #include "runtime/weights/tensor_reader.h"
 
 namespace nibble {
 namespace {
 
-std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
-// A target: a module path, a class name ("Linear"), or "re:" and a pattern.
-struct Target {
-  std::string text;
-  std::optional<ModulePattern> pattern;
-};
-
-// One entry of config_groups.
-struct Scheme {
-  std::vector<Target> targets;
-  int bits = 4;
-  std::int64_t group_size = -1;  // -1: a scale a row or tensor
-  bool symmetric = true;
-  ActivationQuant activation = ActivationQuant::kNone;
-  std::string refusal;  // why layers of this scheme cannot be served; empty: they can
-};
-
-absl::StatusOr<std::vector<Target>> ReadTargets(const Json* list) {
-  std::vector<Target> out;
-  if (list == nullptr || !list->is_array()) return out;
-  for (const Json& item : list->AsArray()) {
-    if (!item.is_string()) continue;
-    Target target{item.AsString(), std::nullopt};
-    if (absl::StartsWith(target.text, "re:")) {
-      ASSIGN_OR_RETURN(target.pattern,
-                       ModulePattern::Compile(absl::string_view(target.text).substr(3)));
-    }
-    out.push_back(std::move(target));
-  }
-  return out;
-}
-
-// How inputs are quantized, or why that is not supported.
-absl::StatusOr<ActivationQuant> ReadActivation(const Json* json, std::string& refusal) {
-  if (json == nullptr || json->is_null()) return ActivationQuant::kNone;
-  const auto refuse = [&](absl::string_view why) {
-    refusal = absl::StrCat("input activations ", why);
-    return ActivationQuant::kNone;
-  };
-  ASSIGN_OR_RETURN(const std::int64_t bits, IntegerOr(*json, {"num_bits"}, 8));
-  if (bits != 8) return refuse(absl::StrCat("of ", bits, " bits"));
-  ASSIGN_OR_RETURN(const bool symmetric, BoolOr(*json, {"symmetric"}, true));
-  ASSIGN_OR_RETURN(const std::string strategy, NameOr(*json, {"strategy"}, "tensor"));
-  const Json* dynamic = json->Find("dynamic");
-  if (dynamic != nullptr && dynamic->is_string()) {
-    return refuse(absl::StrCat("with dynamic=\"", dynamic->AsString().substr(0, 32), "\""));
-  }
-  if (dynamic != nullptr && dynamic->is_bool() && dynamic->AsBool()) {
-    if (strategy != "token" && strategy != "tensor") return refuse("with a dynamic scale a group");
-    if (!symmetric) return refuse("with dynamic zero points");
-    return ActivationQuant::kDynamic;
-  }
-  if (strategy != "tensor") return refuse("with several static scales");
-  return ActivationQuant::kStatic;
-}
-
-absl::StatusOr<Scheme> ReadScheme(const Json& json, absl::string_view outer_format) {
-  Scheme scheme;
-  ASSIGN_OR_RETURN(scheme.targets, ReadTargets(json.Find("targets")));
-  ASSIGN_OR_RETURN(const std::string format, NameOr(json, {"format"}, outer_format));
-  for (const absl::string_view known :
-       {"pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "dense", ""}) {
-    if (format == known) {
-      scheme.refusal.clear();
-      break;
-    }
-    scheme.refusal = absl::StrCat("format \"", format.substr(0, 64), "\"");
-  }
-  const Json* weights = FirstOf(json, {"weights"});
-  if (weights == nullptr) return scheme;
-  ASSIGN_OR_RETURN(const std::int64_t bits, IntegerOr(*weights, {"num_bits"}, 8));
-  ASSIGN_OR_RETURN(const std::int64_t group_size, IntegerOr(*weights, {"group_size"}, -1));
-  ASSIGN_OR_RETURN(scheme.symmetric, BoolOr(*weights, {"symmetric"}, true));
-  ASSIGN_OR_RETURN(const std::string strategy,
-                   NameOr(*weights, {"strategy"}, group_size > 0 ? "group" : "channel"));
-  scheme.bits = static_cast<int>(std::clamp<std::int64_t>(bits, 0, 64));
-  if (strategy == "group") {
-    if (group_size < 1) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("quantization config: strategy group with group_size ", group_size));
-    }
-    scheme.group_size = group_size;
-  } else if (strategy != "channel" && strategy != "tensor") {
-    scheme.refusal = absl::StrCat("weights with scales by ", strategy.substr(0, 64));
-  }
-  if (bits < 2 || bits > 8 || bits == 7)
-    scheme.refusal = absl::StrCat("weights of ", bits, " bits");
-  std::string refusal;
-  ASSIGN_OR_RETURN(scheme.activation, ReadActivation(json.Find("input_activations"), refusal));
-  if (!refusal.empty()) scheme.refusal = refusal;
-  return scheme;
-}
-
 // One quantized layer before its codes are read.
 struct Layer {
-  const Scheme* scheme = nullptr;
+  const CompressedScheme* scheme = nullptr;
   const TensorInfo* weight = nullptr;  // weight_packed or weight
   const TensorInfo* scale = nullptr;
   const TensorInfo* zero = nullptr;
@@ -138,12 +48,12 @@ struct Layer {
 
 class CompressedTensorsFormat final : public WeightFormat {
  public:
-  CompressedTensorsFormat(const Checkpoint& checkpoint, std::vector<Scheme> schemes)
+  CompressedTensorsFormat(const Checkpoint& checkpoint, std::vector<CompressedScheme> schemes)
       : checkpoint_(checkpoint), schemes_(std::move(schemes)) {}
 
   std::string Name() const override {
     if (schemes_.empty()) return "compressed-tensors";
-    const Scheme& first = schemes_.front();
+    const CompressedScheme& first = schemes_.front();
     return absl::StrCat("compressed-tensors w", first.bits,
                         first.activation == ActivationQuant::kNone ? "a16" : "a8",
                         first.group_size > 0 ? absl::StrCat(" g", first.group_size) : "");
@@ -205,24 +115,9 @@ class CompressedTensorsFormat final : public WeightFormat {
     return Part(layer, "weight_packed") != nullptr || Part(layer, "weight_scale") != nullptr;
   }
 
-  static absl::StatusOr<bool> Names(const Target& target, absl::string_view layer) {
-    if (target.pattern) return target.pattern->Matches(layer);
-    return target.text == layer;
-  }
-
-  // A path or pattern before a class name, as the library matches.
-  absl::StatusOr<const Scheme*> SchemeOf(absl::string_view layer) const {
-    for (const Scheme& scheme : schemes_) {
-      for (const Target& target : scheme.targets) {
-        ASSIGN_OR_RETURN(const bool named, Names(target, layer));
-        if (named) return &scheme;
-      }
-    }
-    for (const Scheme& scheme : schemes_) {
-      for (const Target& target : scheme.targets) {
-        if (target.text == "Linear") return &scheme;
-      }
-    }
+  absl::StatusOr<const CompressedScheme*> SchemeOf(absl::string_view layer) const {
+    ASSIGN_OR_RETURN(const CompressedScheme* scheme, FindScheme(schemes_, layer));
+    if (scheme != nullptr) return scheme;
     return absl::InvalidArgumentError(absl::StrCat(checkpoint_.path(),
                                                    ": no config_groups entry targets layer \"",
                                                    layer, "\", which is quantized"));
@@ -464,49 +359,19 @@ class CompressedTensorsFormat final : public WeightFormat {
   }
 
   const Checkpoint& checkpoint_;
-  const std::vector<Scheme> schemes_;
+  const std::vector<CompressedScheme> schemes_;
 };
-
-// An object that is present and has members.
-bool IsSet(const Json& json, absl::string_view key) {
-  const Json* value = json.Find(key);
-  return value != nullptr && value->is_object() && !value->AsObject().empty();
-}
 
 }  // namespace
 
 OpenedFormat OpenCompressedTensors(const Checkpoint& checkpoint, const QuantConfig& quant) {
-  const Json* sparsity = quant.json.Find("sparsity_config");
-  if (sparsity != nullptr && IsSet(quant.json, "sparsity_config")) {
-    ASSIGN_OR_RETURN(const std::string format, NameOr(*sparsity, {"format"}, "dense"));
-    if (format != "dense") {
-      return absl::UnimplementedError(absl::StrCat(
-          checkpoint.path(), ": compressed-tensors sparsity format \"", format.substr(0, 64),
-          "\" is not supported: save without sparsity compression"));
-    }
-  }
-  if (const Json* transform = quant.json.Find("transform_config");
-      transform != nullptr && IsSet(*transform, "config_groups")) {
+  absl::StatusOr<std::vector<CompressedScheme>> schemes = ReadCompressedSchemes(quant.json);
+  if (absl::IsUnimplemented(schemes.status())) {
     return absl::UnimplementedError(
-        absl::StrCat(checkpoint.path(),
-                     ": compressed-tensors with transform_config (rotations) is not supported: "
-                     "quantize without online transforms"));
+        absl::StrCat(checkpoint.path(), ": ", schemes.status().message()));
   }
-  ASSIGN_OR_RETURN(const std::string format, NameOr(quant.json, {"format"}, ""));
-  std::vector<Scheme> schemes;
-  if (const Json* groups = quant.json.Find("config_groups");
-      groups != nullptr && groups->is_object()) {
-    for (const Json::Member& member : groups->AsObject()) {
-      if (!member.second.is_object()) {
-        return absl::InvalidArgumentError(absl::StrCat("quantization config: config_groups \"",
-                                                       member.first, "\" is not an object"));
-      }
-      ASSIGN_OR_RETURN(Scheme scheme,
-                       ReadScheme(member.second, format == "mixed-precision" ? "" : format));
-      schemes.push_back(std::move(scheme));
-    }
-  }
-  return std::make_unique<CompressedTensorsFormat>(checkpoint, std::move(schemes));
+  RETURN_IF_ERROR(schemes.status());
+  return std::make_unique<CompressedTensorsFormat>(checkpoint, *std::move(schemes));
 }
 
 }  // namespace nibble

@@ -4,14 +4,13 @@
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
+#include "runtime/base/ceil_div.h"
 #include "runtime/base/status.h"
 #include "runtime/weights/code_rows.h"
 #include "runtime/weights/linear_weight.h"
 
 namespace nibble {
 namespace {
-
-constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Which output rows the result has, in order.
 using Rows = std::vector<std::int32_t>;

@@ -4,20 +4,13 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "runtime/base/ceil_div.h"
+#include "runtime/base/overloaded.h"
 #include "runtime/base/status.h"
 #include "runtime/weights/code_rows.h"
 
 namespace nibble {
 namespace {
-
-template <typename... Arms>
-struct Overloaded : Arms... {
-  using Arms::operator()...;
-};
-template <typename... Arms>
-Overloaded(Arms...) -> Overloaded<Arms...>;
-
-constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 ScaleKind KindOf(const Scales& scales) {
   const auto* flat = std::get_if<FlatScales>(&scales);
