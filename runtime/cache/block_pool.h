@@ -41,9 +41,8 @@ class BlockList {
 
 // Knows ids only: what a block holds, and on which device, is the Runner's. A block is
 //   used    held by one or more lists,
-//   cached  held by none, but full of tokens that were committed: found again by Match, until
-//   evicted (least
-//           recently used first),
+//   cached  held by none, but full of committed tokens: found again by Match, until evicted
+//           (least recently used first),
 //   free    neither.
 // A block that goes back may be handed out at once: the engine keeps a sequence's list until the
 // last launched step that reads or writes its blocks has been collected. One thread.

@@ -1,8 +1,7 @@
 // AWQ: 4-bit codes with zero points, in three layouts of LAYER.qweight:
 //   gemm       i32[k, n/8]; word c holds columns 8c + {0,2,4,6,1,3,5,7}, lowest nibble first
 //   gemv       i32[n, k/8]; natural order, already our code rows
-//   gemv_fast  i16[n/4, k]; four rows interleaved in a kernel's order, zeros stored as -(scale *
-//   zero)
+//   gemv_fast  i16[n/4, k]; four rows interleaved in a kernel's order, zeros as -(scale * zero)
 #include <algorithm>
 #include <cstring>
 

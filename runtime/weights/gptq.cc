@@ -1,8 +1,7 @@
 // GPTQ (AutoGPTQ, GPTQModel, auto-round): LAYER.qweight packs W[k, n] along k into i32 words,
 // LAYER.qzeros along n. Undone here, so no kernel ever hears of GPTQ:
-//   - bit i*b of a column of qweight is code i, also for 3 bits, where 32 codes take 3 words:
-//   transposing the
-//     words gives code rows;
+//   - bit i*b of a column of qweight is code i, also for 3 bits, where 32 codes take 3 words, so
+//     that transposing the words gives code rows;
 //   - format v1 stores zero points minus one, format v2 as they are;
 //   - g_idx, not desc_act, says whether the groups are in order.
 #include <algorithm>
