@@ -163,11 +163,10 @@ absl::Status Unload(const v1::UnloadModelRequest& request, ServingState* state,
   if (request.name().empty()) return InvalidField("name", "must not be empty");
   absl::Duration timeout = options.drain_timeout;
   if (request.has_drain_timeout()) {
-    timeout = absl::Seconds(request.drain_timeout().seconds()) +
-              absl::Nanoseconds(request.drain_timeout().nanos());
-    if (!(timeout >= absl::ZeroDuration() && timeout <= absl::Hours(24))) {
+    const std::optional<absl::Duration> asked = ToDuration(request.drain_timeout());
+    if (!asked.has_value() || *asked < absl::ZeroDuration() || *asked > absl::Hours(24))
       return InvalidField("drain_timeout", "must be from 0 s to 24 h");
-    }
+    timeout = *asked;
   }
   RETURN_IF_ERROR(state->hub().Unload(request.name(), timeout));
   state->Forget(request.name());

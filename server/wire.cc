@@ -115,11 +115,8 @@ void TakeSampling(const v1::SamplingOptions& proto, const ServedModel& model, Re
 
 void TakeMaxDuration(const google::protobuf::Duration& proto, Stopping* stopping,
                      Violations* violations) {
-  constexpr std::int64_t kMaxSeconds = 315'576'000'000;  // what a Duration may say
-  const bool well_formed =
-      std::abs(proto.nanos()) < 1'000'000'000 && std::abs(proto.seconds()) <= kMaxSeconds;
-  const absl::Duration duration = absl::Seconds(proto.seconds()) + absl::Nanoseconds(proto.nanos());
-  if (!well_formed || duration <= absl::ZeroDuration()) {
+  const std::optional<absl::Duration> duration = ToDuration(proto);
+  if (!duration.has_value() || *duration <= absl::ZeroDuration()) {
     violations->Add("stopping.max_duration",
                     absl::StrCat("must be a positive duration, is ", proto.seconds(), " s and ",
                                  proto.nanos(), " ns"));
@@ -256,6 +253,15 @@ absl::StatusOr<std::vector<std::int32_t>> Render(const v1::Chat& chat, const Ser
 }
 
 }  // namespace
+
+std::optional<absl::Duration> ToDuration(const google::protobuf::Duration& proto) {
+  constexpr std::int64_t kMaxSeconds = 315'576'000'000;
+  constexpr std::int32_t kSecond = 1'000'000'000;
+  const bool well_formed = proto.seconds() >= -kMaxSeconds && proto.seconds() <= kMaxSeconds &&
+                           proto.nanos() > -kSecond && proto.nanos() < kSecond;
+  if (!well_formed) return std::nullopt;
+  return absl::Seconds(proto.seconds()) + absl::Nanoseconds(proto.nanos());
+}
 
 absl::StatusOr<Request> ValidateGenerate(const v1::GenerateRequest& proto,
                                          const ServedModel& model) {

@@ -3,12 +3,14 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "google/protobuf/duration.pb.h"
 #include "nibble/v1/admin.pb.h"
 #include "nibble/v1/generation.pb.h"
 #include "runtime/engine/model_hub.h"
@@ -30,6 +32,9 @@ inline constexpr int kMaxTools = 128;
 // unset.
 absl::StatusOr<Request> ValidateGenerate(const v1::GenerateRequest& proto,
                                          const ServedModel& model);
+
+// Nothing where the message breaks a Duration's own rules.
+std::optional<absl::Duration> ToDuration(const google::protobuf::Duration& proto);
 
 // The prompt's tokens: tokenizes text, renders chats, truncates. Takes time.
 absl::StatusOr<std::vector<std::int32_t>> PreparePrompt(const v1::GenerateRequest& proto,

@@ -219,6 +219,23 @@ TEST_F(LifeTest, AdministratorsPlanLoadAndUnload) {
   EXPECT_THAT(ListedModels(), ::testing::IsEmpty());
 }
 
+TEST_F(LifeTest, AnUnloadWaitsForATimeWithinADay) {
+  ASSERT_NO_FATAL_FAILURE(Serve());
+  for (const auto& [seconds, nanos] :
+       {std::pair{std::int64_t{-1}, 0}, {86401, 0}, {INT64_MIN, 0}, {5, INT32_MIN}}) {
+    v1::UnloadModelRequest request;
+    request.set_name("tiny");
+    request.mutable_drain_timeout()->set_seconds(seconds);
+    request.mutable_drain_timeout()->set_nanos(nanos);
+    v1::UnloadModelResponse response;
+    grpc::ClientContext context;
+    const grpc::Status status = admin_->UnloadModel(&context, request, &response);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << seconds << " " << nanos;
+    EXPECT_THAT(DetailsOf(status).fields, ::testing::ElementsAre("drain_timeout"));
+  }
+  EXPECT_TRUE(Generate(Ask("hi", 2)).status.ok());
+}
+
 TEST_F(LifeTest, AdministratorsStayBelowTheModelRoot) {
   ASSERT_NO_FATAL_FAILURE(Serve());
   for (const char* path : {"/etc", "../", "/", "tiny/../../x"}) {
