@@ -1,8 +1,10 @@
 #include "server/daemon.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -40,6 +42,10 @@ std::vector<std::string> NamesOf(const std::vector<ModelOption>& models) {
   std::vector<std::string> names;
   for (const ModelOption& model : models) names.push_back(model.name);
   return names;
+}
+
+absl::Status OfFlag(const char* flag, const absl::Status& status) {
+  return absl::Status(status.code(), absl::StrCat(flag, ": ", std::string(status.message())));
 }
 
 ModelHub::Options HubOptions(
@@ -83,12 +89,13 @@ absl::Status Daemon::Start() {
   absl::StatusOr<std::unique_ptr<RpcServer>> started =
       RpcServer::Start(rpc, {MakeGenerationService(&state_, &prepare_pool_),
                              MakeModelService(&state_), MakeHealthService(&state_, &watchers_)});
-  if (!started.ok() && !options_.tls_cert.empty()) {
-    return absl::Status(started.status().code(),
-                        absl::StrCat(std::string(started.status().message()),
-                                     "; or --tls-cert and --tls-key do not belong together"));
+  if (!started.ok()) {
+    const char* or_else =
+        options_.tls_cert.empty() ? "" : "; or --tls-cert and --tls-key do not belong together";
+    return absl::Status(
+        started.status().code(),
+        absl::StrCat("--listen: ", std::string(started.status().message()), or_else));
   }
-  RETURN_IF_ERROR(started.status());
   rpc_ = *std::move(started);
   if (!options_.admin_listen.empty()) RETURN_IF_ERROR(StartAdmin(credentials));
   if (!options_.http.empty() && options_.http != "off") RETURN_IF_ERROR(StartHttp());
@@ -117,12 +124,19 @@ absl::Status Daemon::StartHttp() {
       return AnswerPrompt(&state_, &prepare_pool_, body, std::move(waker));
     };
   }
-  ASSIGN_OR_RETURN(http_, HttpServer::Start(options_.http, std::move(pages)));
+  auto started = HttpServer::Start(options_.http, std::move(pages));
+  if (!started.ok()) return OfFlag("--http", started.status());
+  http_ = *std::move(started);
   return absl::OkStatus();
 }
 
 absl::Status Daemon::StartAdmin(std::shared_ptr<grpc::ServerCredentials> credentials) {
   AdminOptions admin{.model_root = options_.model_root, .drain_timeout = options_.drain_timeout};
+  std::error_code error;
+  if (!admin.model_root.empty() && !std::filesystem::is_directory(admin.model_root, error)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--model-root: ", admin.model_root, " is no directory"));
+  }
   std::int64_t device_bytes = 0;
   if (NeedsDeviceBytes(options_)) {
     ASSIGN_OR_RETURN(const auto backend, OpenBackend(MakeLoadSpec(options_, 0).backend));
@@ -134,10 +148,11 @@ absl::Status Daemon::StartAdmin(std::shared_ptr<grpc::ServerCredentials> credent
       .listen = options_.admin_listen,
       .credentials = local ? grpc::InsecureServerCredentials() : std::move(credentials),
       .queues = 1};
-  ASSIGN_OR_RETURN(
-      admin_rpc_,
+  auto started =
       RpcServer::Start(rpc, {MakeAdminService(&state_, &admin_pool_, std::move(admin)),
-                             MakeModelService(&state_), MakeHealthService(&state_, &watchers_)}));
+                             MakeModelService(&state_), MakeHealthService(&state_, &watchers_)});
+  if (!started.ok()) return OfFlag("--admin-listen", started.status());
+  admin_rpc_ = *std::move(started);
   return absl::OkStatus();
 }
 

@@ -17,6 +17,7 @@
 #include "runtime/base/status.h"
 #include "server/errors.h"
 #include "server/page/page_files.h"
+#include "server/values.h"
 
 namespace nibble {
 namespace {
@@ -134,24 +135,6 @@ void OnCompleted(void* self, MHD_Connection*, void** state, MHD_RequestTerminati
   static_cast<HttpServer*>(self)->exchanges().Remove(*exchange);
 }
 
-struct HostPort {
-  std::string host, port;
-};
-
-absl::StatusOr<HostPort> SplitHostPort(const std::string& listen) {
-  const std::size_t colon = listen.rfind(':');
-  int port = 0;
-  if (colon == std::string::npos || !absl::SimpleAtoi(listen.substr(colon + 1), &port) ||
-      port < 0 || port > 65535) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(Quote(listen), " is no HOST:PORT with a port from 0 to 65535"));
-  }
-  std::string host = listen.substr(0, colon);
-  if (host.size() >= 2 && host.front() == '[' && host.back() == ']')
-    host = host.substr(1, host.size() - 2);
-  return HostPort{host, listen.substr(colon + 1)};
-}
-
 // A listening socket, or -1 with errno.
 int Listen(const addrinfo& address) {
   const int descriptor = socket(address.ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -205,7 +188,7 @@ int BoundPort(int descriptor) {
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string& listen,
                                                               HttpPages pages) {
-  ASSIGN_OR_RETURN(const HostPort where, SplitHostPort(listen));
+  ASSIGN_OR_RETURN(const HostPort where, ParseHostPort(listen));
   const absl::StatusOr<int> descriptor = ListenOn(where);
   if (!descriptor.ok()) {
     return absl::Status(descriptor.status().code(),

@@ -64,6 +64,17 @@ absl::StatusOr<std::string> ParseDevice(absl::string_view text) {
       absl::StrCat(Quote(text), " is not one of auto, cpu, cuda, cuda:N"));
 }
 
+// Where gRPC listens: HOST:PORT or unix:PATH.
+absl::StatusOr<std::string> ParseGrpcAddress(absl::string_view text) {
+  if (!absl::StartsWith(text, "unix:")) RETURN_IF_ERROR(ParseHostPort(text).status());
+  return std::string(text);
+}
+
+absl::StatusOr<std::string> ParseHttpAddress(absl::string_view text) {
+  if (text != "off") RETURN_IF_ERROR(ParseHostPort(text).status());
+  return std::string(text);
+}
+
 // gRPC takes milliseconds in an int; it ignores 0.
 absl::StatusOr<absl::Duration> ParseConnectionAge(absl::string_view text) {
   ASSIGN_OR_RETURN(const absl::Duration age, ParseDuration(text));
@@ -76,10 +87,11 @@ const std::vector<Flag>& Flags() {
   using O = ServeOptions;
   static const auto* flags = new std::vector<Flag>{
       {"listen", "HOST:PORT", "[::]:50051",
-       "where gRPC is served; unix:/path works, port 0 picks one", To(&O::listen, Text())},
+       "where gRPC is served; unix:/path works, port 0 picks one",
+       To(&O::listen, ParseGrpcAddress)},
       {"http", "HOST:PORT", "[::]:8080",
        "where /metrics, /livez, /readyz and the page are served; off: nowhere",
-       To(&O::http, Text())},
+       To(&O::http, ParseHttpAddress)},
       {"http-prompt", "", "false",
        "take prompts from the page too, in plain text and from whoever reaches --http",
        To(&O::http_prompt, ParseBool)},
@@ -87,7 +99,7 @@ const std::vector<Flag>& Flags() {
        "host names, besides IP addresses and localhost, under which the page takes prompts",
        To(&O::http_prompt_hosts, ParseHostNames)},
       {"admin-listen", "HOST:PORT", "", "where AdminService is served; unset: nowhere",
-       To(&O::admin_listen, Text())},
+       To(&O::admin_listen, ParseGrpcAddress)},
       {"model-root", "DIR", "", "the directory below which AdminService may load",
        To(&O::model_root, Text())},
       {"device", "NAME", "auto", "auto, cpu, cuda or cuda:N", To(&O::device, ParseDevice)},

@@ -96,6 +96,20 @@ absl::StatusOr<absl::Duration> ParseDuration(absl::string_view text) {
   return duration;
 }
 
+absl::StatusOr<HostPort> ParseHostPort(absl::string_view text) {
+  const std::size_t colon = text.rfind(':');
+  int port = 0;
+  if (colon == absl::string_view::npos || !absl::SimpleAtoi(text.substr(colon + 1), &port) ||
+      port < 0 || port > 65535) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(Quote(text), " is no HOST:PORT with a port from 0 to 65535"));
+  }
+  absl::string_view host = text.substr(0, colon);
+  if (host.size() >= 2 && host.front() == '[' && host.back() == ']')
+    host = host.substr(1, host.size() - 2);
+  return HostPort{std::string(host), std::string(text.substr(colon + 1))};
+}
+
 absl::StatusOr<bool> ParseBool(absl::string_view text) {
   static const Names<bool> kNames{{"true", true}, {"false", false}, {"yes", true}, {"no", false},
                                   {"on", true},   {"off", false},   {"1", true},   {"0", false}};

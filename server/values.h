@@ -30,6 +30,12 @@ absl::StatusOr<MemorySize> ParseMemorySize(absl::string_view text);  // also "40
 // "30s", "50ms", "1h30m". Not negative.
 absl::StatusOr<absl::Duration> ParseDuration(absl::string_view text);
 
+// "127.0.0.1:8080", "[::]:0", ":80": the port from 0 to 65535, the host without its brackets.
+struct HostPort {
+  std::string host, port;
+};
+absl::StatusOr<HostPort> ParseHostPort(absl::string_view text);
+
 absl::StatusOr<bool> ParseBool(absl::string_view text);  // true|false|yes|no|on|off|1|0
 absl::StatusOr<std::int64_t> ParseInteger(absl::string_view text, std::int64_t low,
                                           std::int64_t high);

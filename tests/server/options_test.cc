@@ -62,6 +62,18 @@ TEST(ServeOptionsTest, AFileSaysOfAModelWhatTheCommandLineCan) {
   EXPECT_EQ(model.max_context, 4096);
 }
 
+TEST(ServeOptionsTest, AddressesAreHostAndPort) {
+  for (const char* address : {"--listen=unix:/run/s", "--admin-listen=unix:/run/s", "--http=off",
+                              "--http=:80", "--listen=[::1]:0", "--listen=localhost:65535"}) {
+    EXPECT_EQ(ErrorOf({address, "/m"}), "OK") << address;
+  }
+  for (const char* address : {"--listen=localhost", "--listen=off", "--http=unix:/run/s",
+                              "--http=1:2:65536", "--admin-listen=:-1", "--http=a:b"}) {
+    const std::string flag(address, std::string(address).find('='));
+    EXPECT_THAT(ErrorOf({address, "/m"}), HasSubstr(flag + ": ")) << address;
+  }
+}
+
 TEST(ServeOptionsTest, ConnectionsLiveFromASecondToWhatMillisecondsOfGrpcHold) {
   EXPECT_EQ(ErrorOf({"--max-connection-age=1s", "/m"}), "OK");
   EXPECT_EQ(ErrorOf({"--max-connection-age=576h", "/m"}), "OK");

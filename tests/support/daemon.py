@@ -173,11 +173,15 @@ class Daemon:
                    if series.split("{")[0] == name
                    and wanted <= set(re.findall(r'\w+="[^"]*"', series)))
 
-    def log_records(self):
-        """What a daemon that has ended logged with --log-format json; its standard output is not the log."""
+    def log_lines(self):
+        """What a daemon that has ended wrote but for the ready line, which is no part of the log."""
         for reader in self._readers:
             reader.join(10)
-        return [json.loads(line) for line in self.log if not line.startswith("ready ")]
+        return [line for line in self.log if not line.startswith("ready ")]
+
+    def log_records(self):
+        """The log of a daemon that has ended and was told --log-format json."""
+        return [json.loads(line) for line in self.log_lines()]
 
     def rss(self):
         text = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
