@@ -3,7 +3,9 @@
 //
 // Rows g and g + 8 of a fragment have numbers of their own. In f16 a code is or-ed into the
 // mantissa of 1024, so that q - zero leaves with one exact multiply-add and the weight with
-// another. bf16 has too few bits for scales: its weights are made in f32.
+// another. bf16 has too few bits for scales: they are the sum of two, and a weight is rounded once,
+// in the last of its multiply-adds. Codes of 8 bits, whose differences bf16 does not hold, and of
+// 6, whose groups of 16 would spend more on their numbers than they save, are made in f32.
 #pragma once
 
 #include <cmath>
@@ -41,9 +43,12 @@ __host__ __device__ inline OffsetRule RuleOf(OffsetMode mode, float zero, float 
 template <typename T, typename Codes>
 struct Dequantizer {
   static constexpr bool kHalf = std::is_same_v<T, half>;
-  using Number = std::conditional_t<kHalf, half2, float>;
+  static constexpr bool kTwoScales = !kHalf && (Codes::kTable || Codes::kWidth < 6);
+  using Number =
+      std::conditional_t<kHalf, half2, std::conditional_t<kTwoScales, __nv_bfloat162, float>>;
 
   Number scale[2], shift[2], bias[2];
+  Number scale_rest[2];  // kTwoScales
   std::uint32_t magic = Opaque(kHalf ? 0x64006400u : Codes::kWidth == 8 ? 0u : 0x43004300u);
 
   // scales: (row g, row g + 8) as packed; offsets likewise, or rule.constant.
@@ -64,13 +69,34 @@ struct Dequantizer {
         bias[0] = __low2half2(b), bias[1] = __high2half2(b);
       }
     } else {
-      const float2 s = ToFloats(scales), o = ToFloats(offsets);
-      scale[0] = s.x * Float(rule.by), scale[1] = s.y * Float(rule.by);
-      if constexpr (!Codes::kTable) {
-        constexpr float kLift = Codes::kWidth == 8 ? 0.0f : 128.0f;
-        bias[0] = fmaf(-scale[0], fmaf(o.x, Float(rule.zeros), kLift), o.x * Float(rule.biases));
-        bias[1] = fmaf(-scale[1], fmaf(o.y, Float(rule.zeros), kLift), o.y * Float(rule.biases));
+      float2 s = ToFloats(scales), b = {};
+      s.x *= Float(rule.by), s.y *= Float(rule.by);
+      if constexpr (!Codes::kTable) {  // weights are s * q + b
+        const float2 o = ToFloats(offsets);
+        b.x = fmaf(-s.x, o.x * Float(rule.zeros), o.x * Float(rule.biases));
+        b.y = fmaf(-s.y, o.y * Float(rule.zeros), o.y * Float(rule.biases));
       }
+      if constexpr (kTwoScales) {
+        SetTwoScales(s, b);
+      } else {
+        constexpr float kLift = Codes::kWidth == 8 ? 0.0f : 128.0f;
+        scale[0] = s.x, scale[1] = s.y;
+        bias[0] = fmaf(-s.x, kLift, b.x), bias[1] = fmaf(-s.y, kLift, b.y);
+      }
+    }
+  }
+
+  // s * q + b = s * (q - whole) + rest: the difference is exact, and the rest as small as s.
+  __host__ __device__ __forceinline__ void SetTwoScales(float2 s, float2 b) {
+    const float2 high = Duplicate(s, scale);
+    Duplicate({s.x - high.x, s.y - high.y}, scale_rest);
+    if constexpr (!Codes::kTable) {
+      const auto lifted = [](float scale, float bias) {  // where both are 0, any will do
+        return fminf(fmaxf(128.0f - Divide(bias, scale), -127.0f), 255.0f);
+      };
+      const float2 minus =
+          Duplicate({-lifted(s.x, b.x), -lifted(s.y, b.y)}, shift);  // -(128 + whole)
+      Duplicate({fmaf(-128.0f - minus.x, s.x, b.x), fmaf(-128.0f - minus.y, s.y, b.y)}, bias);
     }
   }
 
@@ -82,8 +108,8 @@ struct Dequantizer {
       if constexpr (kHalf) {
         return Bits(__hmul2(Half2(codebook), scale[r]));
       } else {
-        const float2 v = Bf16Floats(codebook);
-        return Bf16Pair(v.x * scale[r], v.y * scale[r]);
+        const __nv_bfloat162 v = Bf16Two(codebook);
+        return Bits(Fma2(v, scale[r], __hmul2(v, scale_rest[r])));
       }
     } else {
       const std::uint32_t q = codes.RawPair(step, pair, magic);
@@ -94,6 +120,9 @@ struct Dequantizer {
                 ? __hadd2(v, shift[r])
                 : Fma2(v, __float2half2_rn(1.0f / (1 << Codes::kBitHigh)), shift[r]);
         return Bits(Fma2(whole, scale[r], bias[r]));
+      } else if constexpr (kTwoScales) {
+        const __nv_bfloat162 whole = __hadd2(Bf16Two(q), shift[r]);  // of 128 + q
+        return Bits(Fma2(whole, scale[r], Fma2(whole, scale_rest[r], bias[r])));
       } else {
         float2 v;
         if constexpr (Codes::kWidth == 8) {
@@ -123,6 +152,28 @@ struct Dequantizer {
     return __floats2half2_rn(fmaf(x.x, y.x, z.x), fmaf(x.y, y.y, z.y));
 #endif
   }
+  static __host__ __device__ __forceinline__ __nv_bfloat162 Fma2(__nv_bfloat162 a, __nv_bfloat162 b,
+                                                                 __nv_bfloat162 c) {
+#ifdef __CUDA_ARCH__
+    return __hfma2(a, b, c);
+#else
+    const float2 x = __bfloat1622float2(a), y = __bfloat1622float2(b), z = __bfloat1622float2(c);
+    return __floats2bfloat162_rn(fmaf(x.x, y.x, z.x), fmaf(x.y, y.y, z.y));
+#endif
+  }
+  static __host__ __device__ __forceinline__ float Divide(float a, float b) {
+#ifdef __CUDA_ARCH__
+    return __fdividef(a, b);
+#else
+    return a / b;
+#endif
+  }
+  // Rows g and g + 8 rounded to T, each twice; what they then are.
+  static __host__ __device__ __forceinline__ float2 Duplicate(float2 rows, Number (&to)[2]) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(rows.x, rows.y);
+    to[0] = __low2bfloat162(pair), to[1] = __high2bfloat162(pair);
+    return __bfloat1622float2(pair);
+  }
   static __host__ __device__ __forceinline__ half2 Half2(std::uint32_t v) {
     half2 h;
     memcpy(&h, &v, 4);
@@ -131,6 +182,16 @@ struct Dequantizer {
   static __host__ __device__ __forceinline__ std::uint32_t Bits(half2 h) {
     std::uint32_t v;
     memcpy(&v, &h, 4);
+    return v;
+  }
+  static __host__ __device__ __forceinline__ __nv_bfloat162 Bf16Two(std::uint32_t v) {
+    __nv_bfloat162 two;
+    memcpy(&two, &v, 4);
+    return two;
+  }
+  static __host__ __device__ __forceinline__ std::uint32_t Bits(__nv_bfloat162 two) {
+    std::uint32_t v;
+    memcpy(&v, &two, 4);
     return v;
   }
   static __host__ __device__ __forceinline__ float Float(std::uint32_t v) {
