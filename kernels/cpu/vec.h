@@ -22,6 +22,12 @@
 #else
 #define NIBBLE_UNROLL _Pragma("GCC unroll 16")
 #endif
+// Before a loop whose body fills the registers by itself.
+#if defined(__clang__)
+#define NIBBLE_KEEP_LOOP _Pragma("nounroll")
+#else
+#define NIBBLE_KEEP_LOOP _Pragma("GCC unroll 1")
+#endif
 
 namespace nibble::cpu {
 namespace {
