@@ -49,7 +49,7 @@ enum class CodeKind : std::uint8_t {
 enum class OffsetMode : std::uint8_t {
   kConstant,  // one zero point for the matrix, no table
   kZeros,     // table of zero points: w = scale * (q - zero[row, group])
-  kBias,      // table of biases: w = scale * q + bias[row, group]
+  kBias,      // table of biases: w = scale * (q - zero) + bias[row, group], one zero point for all
 };
 
 struct PackedShape {

@@ -18,10 +18,10 @@ namespace nibble {
 // How offsets count, the same for a whole matrix: half2 as bits, or f32 where T is bfloat16. With
 // it every mode takes the same instructions: they run once a group, as often as every k-step.
 struct OffsetRule {
-  std::uint32_t by;        // of scales: a power of two that keeps f16 weights in range
-  std::uint32_t zeros;     // 1 or 0: offsets are zero points
-  std::uint32_t biases;    // `by` or 0: offsets are biases
-  std::uint32_t constant;  // half2: stands for the offsets of kConstant
+  std::uint32_t by;      // of scales: a power of two that keeps f16 weights in range
+  std::uint32_t zeros;   // 1 or 0: offsets are zero points
+  std::uint32_t biases;  // `by` or 0: offsets are biases
+  std::uint32_t zero;    // the zero point where offsets are none
 };
 template <typename T>
 __host__ __device__ inline OffsetRule RuleOf(OffsetMode mode, float zero, float by) {
@@ -33,10 +33,8 @@ __host__ __device__ inline OffsetRule RuleOf(OffsetMode mode, float zero, float 
     return word;
   };
   const bool biases = mode == OffsetMode::kBias;
-  const half2 constant = __float2half2_rn(zero);
-  OffsetRule rule{bits(by), bits(biases ? 0.0f : 1.0f), bits(biases ? by : 0.0f), 0};
-  memcpy(&rule.constant, &constant, 4);
-  return rule;
+  const bool zeros = mode == OffsetMode::kZeros;
+  return {bits(by), bits(zeros ? 1.0f : 0.0f), bits(biases ? by : 0.0f), bits(zeros ? 0.0f : zero)};
 }
 
 // What one group of 16 rows needs. Weights come out times the rule's `by`.
@@ -51,7 +49,7 @@ struct Dequantizer {
   Number scale_rest[2];  // kTwoScales
   std::uint32_t magic = Opaque(kHalf ? 0x64006400u : Codes::kWidth == 8 ? 0u : 0x43004300u);
 
-  // scales: (row g, row g + 8) as packed; offsets likewise, or rule.constant.
+  // scales: (row g, row g + 8) as packed; offsets likewise, 0 for OffsetMode::kConstant.
   __host__ __device__ __forceinline__ void Set(std::uint32_t scales, std::uint32_t offsets,
                                                const OffsetRule& rule) {
     if constexpr (kHalf) {
@@ -59,7 +57,7 @@ struct Dequantizer {
       scale[0] = __low2half2(s), scale[1] = __high2half2(s);
       if constexpr (!Codes::kTable) {
         const half2 o = Half2(offsets), lift = __float2half2_rn(1024.0f),
-                    z = __hmul2(o, Half2(rule.zeros));
+                    z = Fma2(o, Half2(rule.zeros), Half2(rule.zero));
         const half2 whole = __hsub2(__hadd2(z, lift), lift);
         // Fractions of zero points, or biases.
         const half2 b = Fma2(__hsub2(whole, z), s, __hmul2(o, Half2(rule.biases)));
@@ -73,8 +71,8 @@ struct Dequantizer {
       s.x *= Float(rule.by), s.y *= Float(rule.by);
       if constexpr (!Codes::kTable) {  // weights are s * q + b
         const float2 o = ToFloats(offsets);
-        b.x = fmaf(-s.x, o.x * Float(rule.zeros), o.x * Float(rule.biases));
-        b.y = fmaf(-s.y, o.y * Float(rule.zeros), o.y * Float(rule.biases));
+        b.x = fmaf(-s.x, fmaf(o.x, Float(rule.zeros), Float(rule.zero)), o.x * Float(rule.biases));
+        b.y = fmaf(-s.y, fmaf(o.y, Float(rule.zeros), Float(rule.zero)), o.y * Float(rule.biases));
       }
       if constexpr (kTwoScales) {
         SetTwoScales(s, b);

@@ -131,11 +131,10 @@ __global__ void __launch_bounds__(kThreads)
     float v;
     if (shape.kind == CodeKind::kCodebook) {
       v = entry(0) * w.table[code];
-    } else if (shape.offset == OffsetMode::kBias) {
-      v = fmaf(entry(0), static_cast<float>(code), entry(1));
     } else {
       const float zero = shape.offset == OffsetMode::kZeros ? entry(1) : static_cast<float>(w.zero);
-      v = entry(0) * (static_cast<float>(code) - zero);
+      const float bias = shape.offset == OffsetMode::kBias ? entry(1) : 0.0f;
+      v = fmaf(entry(0), static_cast<float>(code) - zero, bias);
     }
     out[blockIdx.x * shape.k + column] = v * w.multiplier * scale;
   }

@@ -99,7 +99,7 @@ __device__ __forceinline__ void MultiplyUnit(const FewParams& p,
         if constexpr (kSums) {
           const float sum = sums[i % 2] * kDown[high];
           if (p.offset == OffsetMode::kBias) {
-            v = fmaf(-Codes::kShift, sum, v);
+            v = fmaf(-(p.zero + Codes::kShift), sum, v);
             acc[r][i] = fmaf(offset[high], sum, acc[r][i]);
           } else {
             v = fmaf(-(offset[high] + Codes::kShift), sum, v);

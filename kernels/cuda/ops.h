@@ -33,7 +33,7 @@ struct LaunchOptions {
 struct PackedMatrix {
   PackedShape shape;
   const std::uint8_t* blocks = nullptr;  // shape.Bytes(), 128-byte aligned
-  int zero = 0;                          // OffsetMode::kConstant
+  int zero = 0;                          // of OffsetMode::kConstant and kBias
   float multiplier = 1.0f;               // 2^scale_exponent of the RowSource
   std::array<float, 16> table{};         // CodeKind::kCodebook
 };

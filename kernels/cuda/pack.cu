@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(32 * kUnpackWarps)
     for (int step = 0; step < 8; ++step) {
       if (step % group_steps == 0) {
         const std::uint32_t scales = *tables;
-        std::uint32_t offsets = rule.constant;
+        std::uint32_t offsets = 0;
         if (shape.offset != OffsetMode::kConstant) offsets = tables[shape.TableBytes() / 4];
         numbers.Set(scales, offsets, rule);
         tables += 8;

@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kPortableThreads)
         if (step % p.group_steps == 0) {
           const int group = step / p.group_steps;
           const std::uint32_t scales = block.Pick(block.scales, group, lane);
-          std::uint32_t offsets = p.rule.constant;
+          std::uint32_t offsets = 0;
           if (p.HasOffsets()) offsets = block.Pick(block.offsets, group, lane);
           numbers.Set(scales, offsets, p.rule);
         }

@@ -19,7 +19,7 @@ struct PackedParams {
   int units, tiles;
   int group_steps;  // k-steps a group
   OffsetMode offset;
-  float zero;  // of OffsetMode::kConstant, otherwise 0
+  float zero;  // of OffsetMode::kConstant and kBias, otherwise 0
   float multiplier;
   float table[16];
 
@@ -36,7 +36,7 @@ inline PackedParams PackedParamsOf(const PackedMatrix& w) {
   p.tiles = static_cast<int>(shape.Tiles());
   p.group_steps = shape.group / 16;
   p.offset = shape.offset;
-  p.zero = static_cast<float>(shape.offset == OffsetMode::kConstant ? w.zero : 0);
+  p.zero = static_cast<float>(shape.offset == OffsetMode::kZeros ? 0 : w.zero);
   p.multiplier = w.multiplier;
   std::copy(w.table.begin(), w.table.end(), p.table);
   return p;

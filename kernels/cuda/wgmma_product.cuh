@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     const std::uint32_t my_lane = keep(lane), full_at = keep(full);
     const auto operand0 = keep(static_cast<std::uint32_t>(ptx::SwizzledOperand(base)));
     const OffsetRule rule{keep(p.rule.by), keep(p.rule.zeros), keep(p.rule.biases),
-                          keep(p.rule.constant)};
+                          keep(p.rule.zero)};
     constexpr std::uint64_t kOperandHigh = ptx::SwizzledOperand(0) >> 32 << 32;
     const auto release = [&](int stage) {
       if (lane == 0) ptx::BarrierArrive(empty + stage * 8);
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
         std::uint32_t table = my_tables + offset;
         const auto set_group = [&] {
           const std::uint32_t scales = ptx::LoadShared32(table);
-          std::uint32_t offsets = rule.constant;
+          std::uint32_t offsets = 0;
           if (p.HasOffsets()) offsets = ptx::LoadShared32(table + p.scale_bytes);
           numbers.Set(scales, offsets, rule);
           table += 32;

@@ -183,6 +183,10 @@ absl::StatusOr<CudaRows> CudaRows::Of(const LinearWeight& weight, const CudaForm
                         },
                         [&](const Row8&) { rows.zero_ = 128; }},
              weight.encoding);
+  // What a half rounds away of a scale counts times the code: codes are taken from their middle,
+  // where that leaves small biases too.
+  if (form.shape.offset == OffsetMode::kBias && !rows.exact_in_half_)
+    rows.zero_ = 1 << (form.shape.bits - 1);
   return rows;
 }
 
@@ -239,6 +243,10 @@ void CudaRows::Offsets(std::int64_t row, float* out) const {
                           TwoLevelRow(offset.minimum, row, groups, -1.0f, out);
                         }},
              affine->offset);
+  if (form_.shape.offset != OffsetMode::kBias || zero_ == 0) return;
+  std::vector<float> scales(static_cast<std::size_t>(groups));
+  Scales(row, scales.data());
+  for (const float scale : scales) *out++ += scale * static_cast<float>(zero_);
 }
 
 void CudaRows::Codes(std::int64_t row, std::uint8_t* out) const {

@@ -50,7 +50,7 @@ class CudaRows {
   const CudaForm& form() const { return form_; }
   std::int64_t n() const { return weight_->n; }
   const std::vector<float>& bias() const { return weight_->bias; }
-  int zero() const { return zero_; }
+  int zero() const { return zero_; }  // of OffsetMode::kConstant and kBias
   const std::array<float, 16>& table() const { return table_; }
   const std::vector<std::int32_t>& order() const;
   DType element() const { return element_; }  // of Elements()

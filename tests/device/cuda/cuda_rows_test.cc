@@ -42,7 +42,7 @@ std::vector<float> Decode(const LinearWeight& weight) {
         if (shape.kind == CodeKind::kCodebook) {
           w = scales[group] * rows.table()[static_cast<std::size_t>(q)];
         } else if (shape.offset == OffsetMode::kBias) {
-          w = std::fma(scales[group], static_cast<float>(q), offsets[group]);
+          w = std::fma(scales[group], static_cast<float>(q - rows.zero()), offsets[group]);
         } else {
           const float zero =
               shape.offset == OffsetMode::kZeros ? offsets[group] : static_cast<float>(rows.zero());
@@ -76,6 +76,47 @@ TEST(CudaRowsTest, DescribeTheWeight) {
       }
     }
   }
+}
+
+// Scales and biases that halves round leave less behind than 16-bit weights would.
+TEST(CudaRowsTest, RoundedNumbersMoveWeightsLittle) {
+  WeightMaker make(6);
+  LinearWeight weight =
+      make.AffineWeight(48, 256, 4, 32, ScaleKind::kTwoLevel, OffsetKind::kTwoLevel);
+  // As a quantizer chooses them: codes spread over both sides of zero.
+  auto& affine = std::get<Affine>(weight.encoding);
+  auto& scales = std::get<TwoLevelScales>(affine.scales);
+  auto& minimum = std::get<TwoLevelOffset>(affine.offset).minimum;
+  for (std::size_t i = 0; i < 48; ++i)
+    minimum.super.As<std::uint16_t>()[i] =
+        F32ToF16(7.3f * F16ToF32(scales.super.As<std::uint16_t>()[i]));
+  std::copy(scales.codes.bytes().begin(), scales.codes.bytes().end(),
+            minimum.codes.bytes().begin());
+  const std::vector<float> expected = Dequantize(weight).value();
+
+  const CudaForm form = CudaFormOf(SpecOf(weight)).value();
+  ASSERT_EQ(form.shape.offset, OffsetMode::kBias);
+  const CudaRows rows = CudaRows::Of(weight, form).value();
+  ASSERT_FALSE(rows.exact_in_half());
+  const float up = PowerOfTwo(HalfExponent(rows.LargestNumber()));
+  const auto half = [up](float v) { return F16ToF32(F32ToF16(v / up)) * up; };
+  std::vector<float> row_scales(8), offsets(8);
+  std::vector<std::uint8_t> codes(128);
+  double difference = 0, norm = 0;
+  for (std::int64_t n = 0; n < 48; ++n) {
+    rows.Scales(n, row_scales.data());
+    rows.Offsets(n, offsets.data());
+    rows.Codes(n, codes.data());
+    for (std::int64_t k = 0; k < 256; ++k) {
+      const auto group = static_cast<std::size_t>(k / 32);
+      const int q = CodeAt(codes.data(), k, 4) - rows.zero();
+      const float w =
+          std::fma(half(row_scales[group]), static_cast<float>(q), half(offsets[group]));
+      const float exact = expected[static_cast<std::size_t>(n * 256 + k)];
+      difference += (w - exact) * (w - exact), norm += exact * exact;
+    }
+  }
+  EXPECT_LT(std::sqrt(difference / norm), 0x1p-12);
 }
 
 TEST(CudaRowsTest, FormsAreKnownFromTheSpecAlone) {

@@ -56,8 +56,7 @@ void TestAtoms(Counter& counter, const char* name, OffsetMode mode, float down) 
       return F32ToF16(low) | static_cast<std::uint32_t>(F32ToF16(high)) << 16;
     };
     numbers.Set(pack(scales[g], scales[g + 8]),
-                mode == OffsetMode::kConstant ? rule.constant : pack(offsets[g], offsets[g + 8]),
-                rule);
+                mode == OffsetMode::kConstant ? 0 : pack(offsets[g], offsets[g + 8]), rule);
     for (int step = 0; step < 4; ++step) {
       for (int pair = 0; pair < 4; ++pair) {
         std::uint32_t entries = 0;
@@ -69,7 +68,7 @@ void TestAtoms(Counter& counter, const char* name, OffsetMode mode, float down) 
           expected[half] =
               Codes::kTable ? scales[at.row] * table[q & 15]
               : mode == OffsetMode::kBias
-                  ? scales[at.row] * q + offsets[at.row]
+                  ? scales[at.row] * (q - zero) + offsets[at.row]
                   : scales[at.row] * (q - (mode == OffsetMode::kZeros ? offsets[at.row] : zero));
         }
         const std::uint32_t a = numbers.Weights(mine, step, pair, entries);

@@ -28,7 +28,7 @@ inline TestMatrix RandomMatrix(PackedShape shape, int file_group, bool alternate
   for (auto& z : offsets) {
     z = shape.offset == OffsetMode::kZeros
             ? static_cast<float>(rng() % levels)
-            : F16ToF32(F32ToF16(-uniform(rng) * levels / 2)) * 0x1p-9f;
+            : F16ToF32(F32ToF16((uniform(rng) - 1.0f) * levels / 2)) * 0x1p-9f;
   }
   matrix.packed.shape = shape;
   matrix.packed.zero = levels / 2;
@@ -48,7 +48,7 @@ inline TestMatrix RandomMatrix(PackedShape shape, int file_group, bool alternate
       if (shape.kind == CodeKind::kCodebook) {
         v = matrix.packed.table[q] * scales[g];
       } else if (shape.offset == OffsetMode::kBias) {
-        v = std::fma(scales[g], static_cast<float>(q), offsets[g]);
+        v = std::fma(scales[g], static_cast<float>(q - matrix.packed.zero), offsets[g]);
       } else {
         v = scales[g] * (q - (shape.offset == OffsetMode::kZeros ? offsets[g] : levels / 2));
       }
