@@ -54,6 +54,9 @@ struct StepLimits {
   std::int32_t max_slots = 64;       // sequences alive at once
   std::int32_t max_logit_rows = 64;  // of a step
   std::int32_t max_context = 2048;
+  // Tokens that products work on at once: what a prefill step has over a multiple costs as much as
+  // that many.
+  std::int32_t tile_tokens = 1;
 };
 
 // How a model is compiled, besides its limits.

@@ -384,8 +384,8 @@ void Engine::PublishGauges() {
 }
 
 // A step of `rows` sequences of `count` tokens that belong to nobody; nothing of them is committed.
-absl::Status Engine::WarmUpStep(std::uint64_t id, Phase phase, std::int32_t rows,
-                                std::int32_t count) {
+absl::StatusOr<double> Engine::WarmUpStep(std::uint64_t id, Phase phase, std::int32_t rows,
+                                          std::int32_t count) {
   Request nobody;
   nobody.sampling.temperature = 0;
   nobody.prompt.assign(static_cast<std::size_t>(count), 0);
@@ -406,8 +406,23 @@ absl::Status Engine::WarmUpStep(std::uint64_t id, Phase phase, std::int32_t rows
   }
   RETURN_IF_ERROR(runner_->Launch(builder_.Build(batch)));
   ASSIGN_OR_RETURN(const StepResult result, runner_->Collect());
-  scheduler_.cost().Observe(batch.shape, result.seconds);
-  return absl::OkStatus();
+  return result.seconds;
+}
+
+// Of prefill steps beside those who decode, where they end on whole tiles: somebody will wait for
+// each of these.
+std::vector<std::int32_t> Engine::SizesCutByTime(std::int32_t most_tokens) {
+  constexpr double kLeastPart = 0.6;  // of max_itl; decode steps take the rest
+  const double itl = absl::ToDoubleSeconds(options_.max_itl);
+  const std::int32_t tile = options_.limits.tile_tokens;
+  std::vector<std::int32_t> sizes;
+  for (std::int32_t size = tile; tile > 1 && size <= most_tokens; size += tile) {
+    StepShape shape{.phase = Phase::kPrefill};
+    shape.Add(0, size);
+    const double seconds = scheduler_.cost().Estimate(shape);
+    if (seconds >= kLeastPart * itl && seconds <= itl) sizes.push_back(size);
+  }
+  return sizes;
 }
 
 absl::Status Engine::WarmUp(absl::Duration at_most, const std::function<bool(int, int)>& progress) {
@@ -427,20 +442,27 @@ absl::Status Engine::WarmUp(absl::Duration at_most, const std::function<bool(int
   CostModel& cost = scheduler_.cost();
   double alone = 0;  // what one token takes; of a prompt it takes no more and mostly much less
   std::uint64_t id = 0;
-  for (std::size_t i = 0; i < steps.size(); ++i) {
-    if (progress && !progress(static_cast<int>(i), static_cast<int>(steps.size()))) {
-      return absl::CancelledError("the load was cancelled");
-    }
-    const auto [phase, size] = steps[i];
+  int done = 0;
+  const auto run = [&](Phase phase, std::int32_t size) -> absl::Status {
+    const int total = static_cast<int>(steps.size()), before = std::min(done++, total);
+    if (progress && !progress(before, total)) return absl::CancelledError("the load was cancelled");
+    const std::int32_t rows = phase == Phase::kDecode ? size : 1;
     StepShape shape{.phase = phase};
-    for (std::int32_t row = 0; phase == Phase::kDecode && row < size; ++row) shape.Add(0, 1);
-    if (phase == Phase::kPrefill) shape.Add(0, size);
+    for (std::int32_t row = 0; row < rows; ++row) shape.Add(0, size / rows);
+    const auto left = [&] { return absl::ToDoubleSeconds(end - Now()); };
     const double expected = cost.Knows(phase) ? cost.Estimate(shape) : alone * size;
-    if (i > 0 && expected > absl::ToDoubleSeconds(end - Now())) continue;
-    RETURN_IF_ERROR(WarmUpStep(++id, phase, phase == Phase::kDecode ? size : 1,
-                               phase == Phase::kDecode ? 1 : size));
-    if (i == 0) alone = cost.Estimate(shape);
-  }
+    if (id > 0 && expected > left()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(double seconds, WarmUpStep(++id, phase, rows, size / rows));
+    if (limits.tile_tokens > 1 && seconds < left()) {  // a card loads kernels at their first use
+      ASSIGN_OR_RETURN(seconds, WarmUpStep(++id, phase, rows, size / rows));
+    }
+    cost.Observe(shape, seconds);
+    if (alone == 0) alone = cost.Estimate(shape);
+    return absl::OkStatus();
+  };
+  for (const auto& [phase, size] : steps) RETURN_IF_ERROR(run(phase, size));
+  for (const std::int32_t size : SizesCutByTime(most_prefill))
+    RETURN_IF_ERROR(run(Phase::kPrefill, size));
   scheduler_.SkipSteps(id);
   if (!cost.Knows(Phase::kPrefill)) {
     StepShape one{.phase = Phase::kPrefill};

@@ -55,8 +55,9 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   // --- the owner's thread ---
-  // Runs steps of growing size for as long as they fit the time, at least one, so that the cost
-  // model knows the device; guesses the rest. Before Start.
+  // Runs steps of growing size, then of those that max_itl will cut prompts to, for as long as they
+  // fit the time, at least one, so that the cost model knows the device; guesses the rest. Before
+  // Start.
   absl::Status WarmUp(absl::Duration at_most,
                       const std::function<bool(int done, int total)>& progress);
   void Start();
@@ -106,7 +107,10 @@ class Engine {
   void EndAll(const absl::Status& status);
   void Fail(const absl::Status& error);
 
-  absl::Status WarmUpStep(std::uint64_t id, Phase phase, std::int32_t rows, std::int32_t count);
+  // Its seconds.
+  absl::StatusOr<double> WarmUpStep(std::uint64_t id, Phase phase, std::int32_t rows,
+                                    std::int32_t count);
+  std::vector<std::int32_t> SizesCutByTime(std::int32_t most_tokens);
   void PresumeLongContexts(std::int32_t tokens);
   absl::Status LaunchStep(Batch batch);
   absl::Status CollectStep();

@@ -14,6 +14,9 @@ namespace {
 // that streams all weights for one token costs about as much for a few.
 constexpr std::int32_t kLeastChunk = 16;
 
+// A step that time cuts short ends on a whole tile of tokens where it has at least so many.
+constexpr std::int32_t kLeastTiles = 4;
+
 // Of max_itl, what a chunk and the decode step behind it are planned to fill: their estimates are
 // off by some percent.
 constexpr double kPlannedGap = 0.95;
@@ -331,6 +334,7 @@ bool Scheduler::GrowPrefill(Batch& batch) {
 }
 
 // As much of the sequence's prompt as fits into `most` tokens, the rows of logits and the time.
+// False: the step is full.
 bool Scheduler::AddChunk(Batch& batch, Sequence* sequence, std::int32_t most, double seconds) {
   const RequestState& request = *sequence->request;
   const std::int32_t begin = sequence->kv_launched;
@@ -362,12 +366,16 @@ bool Scheduler::AddChunk(Batch& batch, Sequence* sequence, std::int32_t most, do
     shape.Add(begin, tokens);
     return cost_.Bound(shape) <= seconds;
   };
-  if (options_.fixed_chunk == 0 && !fits(count)) {
+  const bool cut = options_.fixed_chunk == 0 && !fits(count);
+  if (cut) {
     std::int32_t low = 0, high = count;  // fits(low), not fits(high)
     while (high - low > 1) {
       const std::int32_t middle = low + (high - low) / 2;
       (fits(middle) ? low : high) = middle;
     }
+    const auto tokens = static_cast<std::int32_t>(batch.shape.tokens) + low;
+    const std::int32_t tile = options_.limits.tile_tokens;
+    if (tokens >= kLeastTiles * tile && low >= tokens % tile) low -= tokens % tile;
     count = batch.entries.empty() ? std::max(low, std::min(kLeastChunk, count)) : low;
     if (count == 0) return false;
   }
@@ -389,7 +397,7 @@ bool Scheduler::AddChunk(Batch& batch, Sequence* sequence, std::int32_t most, do
   sequence->kv_launched += count;
   sequence->pending += batch.entries.back().samples ? 1 : 0;
   ++sequence->in_flight;
-  return true;
+  return !cut;
 }
 
 // --- results ---

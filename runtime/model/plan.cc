@@ -23,6 +23,7 @@ constexpr std::int64_t kHostKvShare = 4;  // and at this part of the budget
 
 constexpr std::int32_t kHostBatch = 64, kDeviceBatch = 256;
 constexpr std::int32_t kHostStepTokens = 512, kDeviceStepTokens = 2048;
+constexpr std::int32_t kDeviceTileTokens = 128;
 constexpr std::int32_t kMinLogitRows =
     32;  // prompt log-probabilities score so many rows a step at least
 
@@ -93,6 +94,7 @@ absl::StatusOr<StepLimits> WantedLimits(const ModelConfig& config, const PlanOpt
   limits.max_slots = limits.max_sequences;
   limits.max_tokens = std::max(on_host ? kHostStepTokens : kDeviceStepTokens, limits.max_sequences);
   limits.max_logit_rows = std::max(limits.max_sequences, kMinLogitRows);
+  limits.tile_tokens = on_host ? 1 : kDeviceTileTokens;
   return limits;
 }
 

@@ -5,6 +5,7 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <set>
 
@@ -115,7 +116,10 @@ class Simulation {
 
   double TrueSeconds(const StepShape& shape) {
     const double jitter = options_.noise * (static_cast<double>(random_() % 2001) / 1000.0 - 1.0);
-    return (options_.base + options_.per_token * static_cast<double>(shape.tokens) +
+    const std::int64_t tile =
+        shape.phase == Phase::kPrefill ? options_.scheduler.limits.tile_tokens : 1;
+    const std::int64_t worked = (shape.tokens + tile - 1) / tile * tile;
+    return (options_.base + options_.per_token * static_cast<double>(worked) +
             options_.per_key * static_cast<double>(shape.attended)) *
            (1.0 + jitter);
   }
@@ -327,6 +331,50 @@ TEST(SchedulerTest, PromptsDoNotStallThoseWhoDecode) {
     EXPECT_GE(longest, absl::Milliseconds(15)) << "the time there is gets used";
     EXPECT_LT(chunks, 60'000 / 16) << "chunks are larger than the least";
   }
+}
+
+// Of a device whose time grows by whole tiles of tokens.
+TEST(SchedulerTest, StepsThatTimeCutsShortEndOnWholeTiles) {
+  Simulation::Options options = Small();
+  options.depth = 1;
+  options.scheduler.limits = {.max_tokens = 2048,
+                              .max_sequences = 8,
+                              .max_slots = 8,
+                              .max_logit_rows = 16,
+                              .max_context = 100'000,
+                              .tile_tokens = 128};
+  options.scheduler.max_itl = absl::Milliseconds(30);
+  options.num_pages = 4000;
+  options.page_tokens = 64;
+  options.per_token = 2.2e-5, options.per_key = 1e-9;
+  options.noise = 0.01;
+  Simulation simulation(options);
+  for (std::int32_t tokens : {256, 1024, 2048, 768, 896, 1024, 1152, 1280}) {  // as engines do
+    StepShape shape{.phase = Phase::kPrefill};
+    shape.Add(0, tokens);
+    simulation.scheduler.cost().Observe(shape, simulation.TrueSeconds(shape));
+  }
+  RequestState* chat = simulation.Add({.prompt = 20, .max_tokens = 100'000 - 20});
+  const std::uint64_t chat_id = chat->id;
+  for (int i = 0; i < 10; ++i) simulation.Turn();
+  for (int i = 0; i < 7; ++i) simulation.Add({.prompt = 2048, .max_tokens = 1});
+  absl::Time last = simulation.now;
+  absl::Duration longest;
+  std::vector<std::int64_t> sizes;
+  simulation.on_launch = [&](const Batch& batch) {
+    if (batch.phase == Phase::kPrefill) sizes.push_back(batch.shape.tokens);
+  };
+  simulation.on_token = [&](const Sequence& sequence) {
+    if (sequence.request->id != chat_id) return;
+    longest = std::max(longest, simulation.now - last);
+    last = simulation.now;
+  };
+  while (simulation.finished.size() < 7) ASSERT_TRUE(simulation.Turn());
+  EXPECT_LE(longest, absl::Milliseconds(30));
+  EXPECT_EQ(std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0}), 7 * 2048);
+  ASSERT_GT(sizes.size(), 5);
+  for (std::size_t i = 0; i + 1 < sizes.size(); ++i) EXPECT_EQ(sizes[i] % 128, 0) << sizes[i];
+  EXPECT_GE(*std::max_element(sizes.begin(), sizes.end()), 896) << "the time there is gets used";
 }
 
 TEST(SchedulerTest, NoStepOfASlowDeviceLastsForever) {
