@@ -62,8 +62,15 @@ void Call::Accept(RpcServer* server, std::size_t method, std::size_t queue) {
 
 void Call::Complete(void* tag, bool ok) {
   auto* completed = static_cast<Tag*>(tag);
-  const std::shared_ptr<Call> pin = std::move(completed->pin);
-  (completed->call->*completed->complete)(ok);
+  Call& call = *completed->call;
+  std::shared_ptr<Call> pin;
+  {
+    // Other threads set the pin of a wake. gRPC's queue orders that too, but no race detector sees
+    // into it.
+    const std::lock_guard lock(call.wake_mutex_);
+    pin = std::move(completed->pin);
+  }
+  (call.*completed->complete)(ok);
 }
 
 void Call::OnAccepted(bool ok) {
