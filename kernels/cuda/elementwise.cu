@@ -1,5 +1,8 @@
 // Embedding, gates, row gathers and other work of one element at a time.
+#include <climits>
+
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/product_params.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -25,30 +28,38 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // out[t, i] = gate(in[t, i]) * in[t, dim + i]; `alternate`: gate and up alternate every 16 columns
-// instead.
-template <typename T>
+// instead. kRun columns a thread, 8 (16 bytes) or 1.
+template <typename T, int kRun>
 __global__ void __launch_bounds__(kThreads)
-    GluKernel(T* out, const T* in, int dim, Gate gate, bool alternate) {
+    GluKernel(T* out, const T* in, int tokens, int dim, Gate gate, bool alternate) {
+  struct alignas(kRun * sizeof(T)) Run {
+    T v[kRun];
+  };
   ptx::LaunchDependents();
   ptx::WaitForPrerequisites();
-  const int i = blockIdx.x * kThreads + threadIdx.x;
-  if (i >= dim) return;
-  const T* row = in + static_cast<std::int64_t>(blockIdx.y) * 2 * dim;
+  const int runs = dim / kRun, index = blockIdx.x * kThreads + threadIdx.x, token = index / runs;
+  if (token >= tokens) return;
+  const int i = (index - token * runs) * kRun;
+  const T* row = in + static_cast<std::int64_t>(token) * 2 * dim;
   const int at = alternate ? i / 16 * 32 + i % 16 : i, step = alternate ? 16 : dim;
-  out[static_cast<std::int64_t>(blockIdx.y) * dim + i] =
-      FromFloat<T>(GateOf(gate, ToFloat(row[at])) * ToFloat(row[at + step]));
+  Run gated = *reinterpret_cast<const Run*>(row + at);
+  const Run up = *reinterpret_cast<const Run*>(row + at + step);
+#pragma unroll
+  for (int j = 0; j < kRun; ++j)
+    gated.v[j] = FromFloat<T>(GateOf(gate, ToFloat(gated.v[j])) * ToFloat(up.v[j]));
+  *reinterpret_cast<Run*>(out + static_cast<std::int64_t>(token) * dim + i) = gated;
 }
 
-// out[r, :] = in[rows[r], :]
+// out[r, :] = in[rows[r], :], an Element at a time.
+template <typename Element>
 __global__ void __launch_bounds__(kThreads)
-    GatherRowsKernel(char* out, const char* in, const std::int32_t* rows, std::int64_t row_bytes) {
+    GatherRowsKernel(Element* out, const Element* in, const std::int32_t* rows,
+                     std::int64_t elements) {
   ptx::LaunchDependents();
   ptx::WaitForPrerequisites();
-  const char* from = in + rows[blockIdx.x] * row_bytes;
-  char* to = out + blockIdx.x * row_bytes;
-  for (std::int64_t i = threadIdx.x * 4; i < row_bytes; i += kThreads * 4) {
-    *reinterpret_cast<std::uint32_t*>(to + i) = *reinterpret_cast<const std::uint32_t*>(from + i);
-  }
+  const Element* from = in + rows[blockIdx.x] * elements;
+  Element* to = out + blockIdx.x * elements;
+  for (std::int64_t i = threadIdx.x; i < elements; i += kThreads) to[i] = from[i];
 }
 
 // logits = cap * tanh(logits / cap)
@@ -97,11 +108,14 @@ cudaError_t Embed(DType dtype, float* out, const void* table, const std::int32_t
 cudaError_t Glu(DType dtype, void* out, const void* in, int tokens, int dim, Gate gate,
                 bool alternate, LaunchOptions options) {
   if (tokens == 0) return cudaSuccess;
-  if (tokens > 65535 || (alternate && dim % 16 != 0)) return cudaErrorInvalidValue;
-  const dim3 grid((dim + kThreads - 1) / kThreads, tokens);
+  if (std::int64_t{tokens} * dim > INT_MAX - kThreads || (alternate && dim % 16 != 0))
+    return cudaErrorInvalidValue;
+  const bool runs = dim % 8 == 0 && Aligned(in) && Aligned(out);
+  const int items = tokens * (runs ? dim / 8 : dim);
   return ByDType(dtype, [&]<typename T>() {
-    return Launch(GluKernel<T>, grid, kThreads, 0, options, static_cast<T*>(out),
-                  static_cast<const T*>(in), dim, gate, alternate);
+    const auto kernel = runs ? GluKernel<T, 8> : GluKernel<T, 1>;
+    return Launch(kernel, (items + kThreads - 1) / kThreads, kThreads, 0, options,
+                  static_cast<T*>(out), static_cast<const T*>(in), tokens, dim, gate, alternate);
   });
 }
 
@@ -109,8 +123,14 @@ cudaError_t GatherRows(void* out, const void* in, const std::int32_t* rows, int 
                        std::int64_t row_bytes, LaunchOptions options) {
   if (count == 0) return cudaSuccess;
   if (row_bytes % 4 != 0) return cudaErrorInvalidValue;
-  return Launch(GatherRowsKernel, count, kThreads, 0, options, static_cast<char*>(out),
-                static_cast<const char*>(in), rows, row_bytes);
+  const auto launch = [&]<typename Element>() {
+    return Launch(GatherRowsKernel<Element>, count, kThreads, 0, options,
+                  static_cast<Element*>(out), static_cast<const Element*>(in), rows,
+                  row_bytes / std::int64_t{sizeof(Element)});
+  };
+  const bool vectors = row_bytes % 16 == 0 && Aligned(in) && Aligned(out);
+  return vectors ? launch.template operator()<uint4>()
+                 : launch.template operator()<std::uint32_t>();
 }
 
 cudaError_t Softcap(float* logits, std::int64_t count, float cap, LaunchOptions options) {

@@ -79,24 +79,38 @@ __global__ void __launch_bounds__(kThreads) SortKernel(ExpertRoutes routes, int 
   ptx::WaitForPrerequisites();
   const int expert = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int less = 0;
+#pragma unroll 8
   for (int i = threadIdx.x; i < pairs; i += kThreads) less += routes.chosen[i] < expert;
   int next = static_cast<int>(BlockSum<kThreads>(static_cast<float>(less), scratch));  // exact
   if (threadIdx.x == 0) routes.offsets[expert] = next;
-  for (int base = 0; base < pairs; base += kThreads) {
-    const int i = base + threadIdx.x;
-    const bool mine = i < pairs && routes.chosen[i] == expert;
-    const unsigned ballot = __ballot_sync(~0u, mine);
-    if (lane == 0) warp_counts[warp] = __popc(ballot);
+  // A warp has kEach times 32 pairs of a round, in order.
+  constexpr int kEach = 8;
+  for (int base = warp * 32 * kEach; base - warp * 32 * kEach < pairs; base += kThreads * kEach) {
+    unsigned mine[kEach];
+    int own = 0;
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      const int i = base + j * 32 + lane;
+      mine[j] = __ballot_sync(~0u, i < pairs && routes.chosen[i] == expert);
+      own += __popc(mine[j]);
+    }
+    if (lane == 0) warp_counts[warp] = own;
     __syncthreads();
     int before = next;
+#pragma unroll
     for (int w = 0; w < kThreads / 32; ++w) {
       before += w < warp ? warp_counts[w] : 0;
       next += warp_counts[w];
     }
-    if (mine) {
-      const int row = before + __popc(ballot & ((1u << lane) - 1));
-      routes.rows[i] = row;
-      routes.tokens[row] = i / top_k;
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      const int i = base + j * 32 + lane;
+      if ((mine[j] >> lane & 1) != 0) {
+        const int row = before + __popc(mine[j] & ((1u << lane) - 1));
+        routes.rows[i] = row;
+        routes.tokens[row] = i / top_k;
+      }
+      before += __popc(mine[j]);
     }
     __syncthreads();
   }
@@ -238,16 +252,26 @@ __global__ void __launch_bounds__(kThreads)
   float v[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) v[i] = add ? to[i] : 0.0f;
-  for (int rank = 0; rank < top_k; ++rank) {
-    const float weight = routes.weights[pairs + rank];
-    const uint4 eight = *reinterpret_cast<const uint4*>(
-        y + static_cast<std::int64_t>(routes.rows[pairs + rank]) * dim + column);
-    const std::uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
+  constexpr int kHeld = 8;  // ranks on their way at once
+  for (int first = 0; first < top_k; first += kHeld) {
+    uint4 held[kHeld];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 two = UnpackPair<T>(words[i]);
-      v[2 * i] = fmaf(weight, two.x, v[2 * i]);
-      v[2 * i + 1] = fmaf(weight, two.y, v[2 * i + 1]);
+    for (int j = 0; j < kHeld; ++j) {
+      if (first + j >= top_k) break;
+      held[j] = *reinterpret_cast<const uint4*>(
+          y + static_cast<std::int64_t>(routes.rows[pairs + first + j]) * dim + column);
+    }
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j) {
+      if (first + j >= top_k) break;
+      const float weight = routes.weights[pairs + first + j];
+      const std::uint32_t words[4] = {held[j].x, held[j].y, held[j].z, held[j].w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 two = UnpackPair<T>(words[i]);
+        v[2 * i] = fmaf(weight, two.x, v[2 * i]);
+        v[2 * i + 1] = fmaf(weight, two.y, v[2 * i + 1]);
+      }
     }
   }
 #pragma unroll

@@ -59,11 +59,12 @@ void TestNorms(Counter& counter, DType dtype, const std::string& suffix, double 
 
 void TestPointwise(Counter& counter, DType dtype, const std::string& suffix, double limit,
                    std::mt19937& rng) {
-  const int tokens = 3, dim = 1040;
-  const std::vector<std::uint16_t> in = RandomHalves(tokens * 2 * dim, dtype, rng, 2.0f);
+  const int tokens = 3, most_dim = 1040;
+  const std::vector<std::uint16_t> in = RandomHalves(tokens * 2 * most_dim, dtype, rng, 2.0f);
   const std::vector<float> inf = DecodeAll(in, dtype);
   const DeviceArray<std::uint16_t> d_in(in);
-  for (bool alternate : {false, true}) {
+  for (auto [dim, alternate] :
+       {std::pair(1040, false), {1040, true}, {1032, false}, {1037, false}}) {
     for (Gate gate : {Gate::kSilu, Gate::kGeluTanh}) {
       std::vector<float> expected(tokens * dim);
       for (int i = 0; i < tokens * dim; ++i) {
@@ -77,7 +78,7 @@ void TestPointwise(Counter& counter, DType dtype, const std::string& suffix, dou
       DeviceArray<std::uint16_t> out(tokens * dim);
       NIBBLE_CUDA_OK(Glu(dtype, out.get(), d_in.get(), tokens, dim, gate, alternate, {}));
       counter.Near(std::string(gate == Gate::kSilu ? "silu gate" : "gelu gate") +
-                       (alternate ? " alternate" : "") + suffix,
+                       (alternate ? " alternate " : " ") + std::to_string(dim) + suffix,
                    DecodeAll(out.Host(), dtype), expected, limit);
     }
   }
@@ -99,11 +100,16 @@ void TestPointwise(Counter& counter, DType dtype, const std::string& suffix, dou
   const std::vector<std::int32_t> rows = {6, 0, 3};
   const DeviceArray<std::int32_t> d_rows(rows);
   DeviceArray<std::uint16_t> gathered(3 * width);
-  NIBBLE_CUDA_OK(GatherRows(gathered.get(), d_table.get(), d_rows.get(), 3, width * 2, {}));
-  std::vector<float> expected_rows(3 * width);
-  for (int i = 0; i < 3 * width; ++i)
-    expected_rows[i] = Decode(table[rows[i / width] * width + i % width], dtype);
-  counter.Near("gather rows" + suffix, DecodeAll(gathered.Host(), dtype), expected_rows, 0);
+  std::vector<float> expected_rows;
+  for (int columns : {width - 2, width}) {  // 4 and 16 bytes at a time
+    NIBBLE_CUDA_OK(GatherRows(gathered.get(), d_table.get(), d_rows.get(), 3, columns * 2, {}));
+    expected_rows.clear();
+    for (int i = 0; i < 3 * columns; ++i)
+      expected_rows.push_back(Decode(table[rows[i / columns] * columns + i % columns], dtype));
+    std::vector<float> got = DecodeAll(gathered.Host(), dtype);
+    got.resize(expected_rows.size());
+    counter.Near("gather rows" + suffix, got, expected_rows, 0);
+  }
   const std::vector<float> bias = RandomFloats(width, rng);
   const DeviceArray<float> d_bias(bias);
   for (int i = 0; i < 3 * width; ++i) expected_rows[i] += bias[i % width];

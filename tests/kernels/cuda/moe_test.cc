@@ -279,6 +279,7 @@ void TestMoe(Counter& counter) {
   TestRouting(counter, 1, 8, 2, true, rng);
   TestRouting(counter, 77, 128, 8, true, rng);
   TestRouting(counter, 1000, 60, 4, false, rng);
+  TestRouting(counter, 2051, 128, 8, true, rng);
   for (const Encoding& e : kEncodings) {
     if (e.kind == CodeKind::kCodebook) continue;  // each test matrix has a table of its own
     for (DType dtype : {DType::kF16, DType::kBF16}) {
