@@ -4,7 +4,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/fragments.cuh"
@@ -28,7 +27,6 @@ struct FewParams : PackedParams {
   ExpertRoutes routes;
   int tokens, experts, top_k;
   Gate gate;
-  int item_pairs;  // FewExpertsGlu: pairs of tiles of an item
 };
 
 // One block of the packed stream in a lane's registers.
@@ -61,7 +59,7 @@ __device__ __forceinline__ void MultiplyUnit(const FewParams& p,
                               1.0f / (1 << Codes::kExponentHigh)};
   constexpr bool kSums = !Codes::kTable;  // a zero point or a shift needs the activations' sums
   constexpr std::uint32_t kOne = std::is_same_v<T, half> ? 0x3c003c00u : 0x3f803f80u;
-  const int lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % 32, group_shift = __ffs(p.group_steps) - 1;
   const std::uint32_t from = slice + lane % 8 * kSliceStride + lane / 8 * 16;
   const std::uint32_t ones[4] = {kOne, kOne, kOne, kOne};
   float d[kTiles][4] = {}, sums[4] = {};
@@ -80,9 +78,9 @@ __device__ __forceinline__ void MultiplyUnit(const FewParams& p,
         ptx::Mma<T>(d[r], a, b[2 * half_pair], b[2 * half_pair + 1]);
       }
     }
-    if (2 * pair + 2 < 8 && (2 * pair + 2) % p.group_steps != 0) continue;
+    if (2 * pair + 2 < 8 && (2 * pair + 2 & p.group_steps - 1) != 0) continue;
     // ---- A group ends: its scale and offset ----
-    const int entry = 2 * pair / p.group_steps * 8 + lane / 4;
+    const int entry = (2 * pair >> group_shift) * 8 + lane / 4;
 #pragma unroll
     for (int r = 0; r < kTiles; ++r) {
       const float2 two = UnpackPair<half>(__shfl_sync(~0u, blocks[r].scales, entry));
@@ -147,42 +145,54 @@ struct FewSlice {
   }
 };
 
-// The experts that have rows, in order, and where those begin; starts[total] is where the last's
-// end.
-struct FewExperts {
-  std::int16_t ids[kMostExperts], starts[kMostExperts + 1];
+// Most chunks: of 1024 rows, with up to 7 missing in the last of each of 512 experts.
+inline constexpr int kMostChunks = (kFewTokens * kFewRanks + 7 * kMostExperts) / kFewRows;
+
+// The experts' rows, in order, in chunks of at most kFewRows.
+struct FewChunks {
+  std::int16_t experts[kMostChunks], starts[kMostChunks], ends[kMostChunks];
   int total;
 
   // By the whole block.
   __device__ __forceinline__ void List(const FewParams& p) {
     for (int i = threadIdx.x; i <= p.experts; i += blockDim.x)
-      begins[i] = static_cast<std::int16_t>(p.routes.offsets[i]);
+      offsets[i] = static_cast<std::int16_t>(p.routes.offsets[i]);
     __syncthreads();
     if (threadIdx.x < 32) {
       int count = 0;
       for (int base = 0; base < p.experts; base += 32) {
         const int expert = base + threadIdx.x;
-        const bool chosen = expert < p.experts && begins[expert + 1] > begins[expert];
-        const unsigned all = __ballot_sync(~0u, chosen);
-        if (chosen) {
-          const int at = count + __popc(all & ((1u << threadIdx.x) - 1));
-          ids[at] = static_cast<std::int16_t>(expert), starts[at] = begins[expert];
+        const int begin = offsets[min(expert, p.experts)],
+                  end = offsets[min(expert + 1, p.experts)];
+        const int own = (end - begin + kFewRows - 1) / kFewRows;
+        int sum = own;
+#pragma unroll
+        for (int delta = 1; delta < 32; delta *= 2) {
+          const int lower = __shfl_up_sync(~0u, sum, delta);
+          if (threadIdx.x >= delta) sum += lower;
         }
-        count += __popc(all);
+        for (int i = 0; i < own; ++i) {
+          const int at = count + sum - own + i, start = begin + i * kFewRows;
+          experts[at] = static_cast<std::int16_t>(expert);
+          starts[at] = static_cast<std::int16_t>(start);
+          ends[at] = static_cast<std::int16_t>(min(end, start + kFewRows));
+        }
+        count += __shfl_sync(~0u, sum, 31);
       }
-      if (threadIdx.x == 0) total = count, starts[count] = begins[p.experts];
+      if (threadIdx.x == 0) total = count;
     }
     __syncthreads();
   }
 
  private:
-  std::int16_t begins[kMostExperts + 1];
+  std::int16_t offsets[kMostExperts + 1];
 };
 
 // Units in flight a warp, of two tiles or of one.
 constexpr int FewDepth(int bits, int tiles) { return bits == 8 ? 2 / tiles : 4 - tiles; }
 
-// An item is an expert and some pairs of tiles, gate and up; the columns are cut over the warps.
+// Chunks times pairs of tiles, gate and up, are cut evenly over the blocks, whatever the tokens
+// have chosen; the columns over a block's warps.
 template <typename T, CodeKind kKind, int kBits>
 __global__ void __launch_bounds__(32 * kGluWarps, 2)
     FewGluKernel(const __grid_constant__ FewParams p) {
@@ -191,7 +201,7 @@ __global__ void __launch_bounds__(32 * kGluWarps, 2)
   constexpr int kDepth = FewDepth(kBits, 2);
   constexpr int kPartial = kGluWarps * 2 * kFewRows * kFewPartialStride;  // f32, of a pair
   extern __shared__ __align__(128) char shared[];
-  __shared__ FewExperts experts;
+  __shared__ FewChunks chunks;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int most_units = (p.units + kGluWarps - 1) / kGluWarps;
   char* slices = shared + (Codes::kTable ? kPairTableBytes : 0) + warp * most_units * kSliceBytes;
@@ -202,86 +212,84 @@ __global__ void __launch_bounds__(32 * kGluWarps, 2)
   const std::uint32_t lane_table = ptx::SharedAddress(shared) + lane * 4;
   const std::uint64_t policy = ptx::EvictFirstPolicy();
   ptx::WaitForPrerequisites();
-  experts.List(p);
+  chunks.List(p);
 
-  const int pairs = p.tiles / 2, items_an_expert = (pairs + p.item_pairs - 1) / p.item_pairs;
+  const int pairs = p.tiles / 2, blocks = static_cast<int>(gridDim.x), block = blockIdx.x;
+  const int last = (block + 1) * (chunks.total * pairs) / blocks;
   const int unit0 = warp * p.units / kGluWarps, units = (warp + 1) * p.units / kGluWarps - unit0;
   int buffer = 0;
-  for (int item = blockIdx.x; item < experts.total * items_an_expert; item += gridDim.x) {
-    const int index = item / items_an_expert;
-    const int first = item % items_an_expert * p.item_pairs, end = min(pairs, first + p.item_pairs);
-    const std::uint8_t* mine = p.blocks + experts.ids[index] * p.expert_bytes +
+  for (int at = block * (chunks.total * pairs) / blocks; at < last;) {
+    const int chunk = at / pairs, first = at - chunk * pairs, end = min(pairs, first + last - at);
+    at += end - first;
+    const std::uint8_t* mine = p.blocks + chunks.experts[chunk] * p.expert_bytes +
                                static_cast<std::int64_t>(unit0) * p.block_bytes;
-    const int row_end = experts.starts[index + 1];
-    for (int row0 = experts.starts[index]; row0 < row_end; row0 += kFewRows) {
-      Block ring[kDepth][2];
-      const auto load = [&](int slot, int pair, int unit) {
+    const int row0 = chunks.starts[chunk], row_end = chunks.ends[chunk];
+    Block ring[kDepth][2];
+    const auto load = [&](int slot, int pair, int unit) {
 #pragma unroll
-        for (int half_rows = 0; half_rows < 2; ++half_rows) {
-          const std::int64_t tile = pair + half_rows * pairs;
-          ring[slot][half_rows].Load(p, mine + (tile * p.units + unit) * p.block_bytes, lane,
-                                     policy);
-        }
-      };
-#pragma unroll
-      for (int i = 0; i < kDepth; ++i) {
-        if (i < units) load(i, first, i);
+      for (int half_rows = 0; half_rows < 2; ++half_rows) {
+        const std::int64_t tile = pair + half_rows * pairs;
+        ring[slot][half_rows].Load(p, mine + (tile * p.units + unit) * p.block_bytes, lane, policy);
       }
-      __syncwarp();  // the rows before have been read
-      for (int unit = 0; unit < units; ++unit) {
-        FewSlice slice;
-        slice.Load(p, unit0 + unit, [&](int r) {
-          return row0 + r < row_end ? p.x + p.routes.tokens[row0 + r] * p.x_stride : nullptr;
-        });
-        slice.Store(slices + unit * kSliceBytes);
-      }
-      __syncwarp();
-      for (int pair = first; pair < end; ++pair) {
-        float acc[2][4] = {};
-        for (int base = 0; base < units; base += kDepth) {
+    };
 #pragma unroll
-          for (int slot = 0; slot < kDepth; ++slot) {
-            const int unit = base + slot;
-            if (unit >= units) break;
-            MultiplyUnit<T, kKind, kBits, 2>(
-                p, ring[slot], ptx::SharedAddress(slices) + unit * kSliceBytes, lane_table, acc);
-            if (unit + kDepth < units) {
-              load(slot, pair, unit + kDepth);
-            } else if (pair + 1 < end) {
-              load(slot, pair + 1, slot);
-            }
+    for (int i = 0; i < kDepth; ++i) {
+      if (i < units) load(i, first, i);
+    }
+    __syncwarp();  // the rows before have been read
+    for (int unit = 0; unit < units; ++unit) {
+      FewSlice slice;
+      slice.Load(p, unit0 + unit, [&](int r) {
+        return row0 + r < row_end ? p.x + p.routes.tokens[row0 + r] * p.x_stride : nullptr;
+      });
+      slice.Store(slices + unit * kSliceBytes);
+    }
+    __syncwarp();
+    for (int pair = first; pair < end; ++pair) {
+      float acc[2][4] = {};
+      for (int base = 0; base < units; base += kDepth) {
+#pragma unroll
+        for (int slot = 0; slot < kDepth; ++slot) {
+          const int unit = base + slot;
+          if (unit >= units) break;
+          MultiplyUnit<T, kKind, kBits, 2>(
+              p, ring[slot], ptx::SharedAddress(slices) + unit * kSliceBytes, lane_table, acc);
+          if (unit + kDepth < units) {
+            load(slot, pair, unit + kDepth);
+          } else if (pair + 1 < end) {
+            load(slot, pair + 1, slot);
           }
         }
-        // ---- Sums of the warps, f32[warp][tile][token][row] ----
-        float* to = partials + buffer * kPartial + warp * 2 * kFewRows * kFewPartialStride;
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            to[(r * kFewRows + 2 * t + i % 2) * kFewPartialStride + g + i / 2 * 8] =
-                acc[r][i] * FewFactor<T, kKind, kBits>(p, i);
-          }
-        }
-        __syncthreads();
-        const int row = threadIdx.x % 16, token = threadIdx.x / 16;
-        if (token < kFewRows && row0 + token < row_end) {
-          const float* from = partials + buffer * kPartial + token * kFewPartialStride + row;
-          float gate = 0.0f, up = 0.0f;
-#pragma unroll
-          for (int w = 0; w < kGluWarps; ++w) {
-            gate += from[2 * w * kFewRows * kFewPartialStride];
-            up += from[(2 * w + 1) * kFewRows * kFewPartialStride];
-          }
-          static_cast<T*>(p.out)[(row0 + token) * p.ldo + pair * kTileRows + row] =
-              FromFloat<T>(GateOf(p.gate, gate) * up);
-        }
-        buffer ^= 1;
       }
+      // ---- Sums of the warps, f32[warp][tile][token][row] ----
+      float* to = partials + buffer * kPartial + warp * 2 * kFewRows * kFewPartialStride;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          to[(r * kFewRows + 2 * t + i % 2) * kFewPartialStride + g + i / 2 * 8] =
+              acc[r][i] * FewFactor<T, kKind, kBits>(p, i);
+        }
+      }
+      __syncthreads();
+      const int row = threadIdx.x % 16, token = threadIdx.x / 16;
+      if (token < kFewRows && row0 + token < row_end) {
+        const float* from = partials + buffer * kPartial + token * kFewPartialStride + row;
+        float gate = 0.0f, up = 0.0f;
+#pragma unroll
+        for (int w = 0; w < kGluWarps; ++w) {
+          gate += from[2 * w * kFewRows * kFewPartialStride];
+          up += from[(2 * w + 1) * kFewRows * kFewPartialStride];
+        }
+        static_cast<T*>(p.out)[(row0 + token) * p.ldo + pair * kTileRows + row] =
+            FromFloat<T>(GateOf(p.gate, gate) * up);
+      }
+      buffer ^= 1;
     }
   }
 }
 
-// A block a tile of the output; the experts are dealt to the warps, whose sums are added in order.
+// A block a tile of the output; the chunks are dealt to the warps, whose sums are added in order.
 // A warp's blocks and units of x are one stream, whichever expert they are of.
 template <typename T, CodeKind kKind, int kBits>
 __global__ void __launch_bounds__(32 * kSumWarps, 1)
@@ -290,7 +298,7 @@ __global__ void __launch_bounds__(32 * kSumWarps, 1)
   using Codes = typename Block::Codes;
   constexpr int kDepth = FewDepth(kBits, 1);
   extern __shared__ __align__(128) char shared[];
-  __shared__ FewExperts experts;
+  __shared__ FewChunks chunks;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   char* slices = shared + (Codes::kTable ? kPairTableBytes : 0);
   const std::uint32_t my_slices = ptx::SharedAddress(slices) + warp * kDepth * kSliceBytes;
@@ -309,49 +317,45 @@ __global__ void __launch_bounds__(32 * kSumWarps, 1)
     const int row = p.routes.rows[i];
     row_weights[row] = p.routes.weights[i], row_tokens[row] = i / p.top_k;
   }
-  experts.List(p);
+  chunks.List(p);
 
   struct Position {
-    int index, row, unit;
+    int chunk, unit;
   };
   const auto advance = [&](Position& at) {
-    if (at.index >= experts.total || ++at.unit < p.units) return;
-    at.unit = 0, at.row += kFewRows;
-    if (at.row < experts.starts[at.index + 1]) return;
-    at.index += kSumWarps;
-    if (at.index < experts.total) at.row = experts.starts[at.index];
+    if (++at.unit == p.units) at.unit = 0, at.chunk += kSumWarps;
   };
   Block ring[kDepth][1];
   const auto load = [&](int slot, const Position& at) {
-    if (at.index < experts.total) {
-      const int row_end = experts.starts[at.index + 1];
+    if (at.chunk < chunks.total) {
+      const int row0 = chunks.starts[at.chunk], row_end = chunks.ends[at.chunk];
       const int column = at.unit * kUnitColumns + lane % 16 * 8;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int r = lane / 16 + 2 * i;
-        const bool exists = at.row + r < row_end && column < p.k;
-        const char* from = exists ? p.x + (at.row + r) * p.x_stride + column * 2 : p.x;
+        const bool exists = row0 + r < row_end && column < p.k;
+        const char* from = exists ? p.x + (row0 + r) * p.x_stride + column * 2 : p.x;
         ptx::CopyAsync16(my_slices + slot * kSliceBytes + r * kSliceStride + lane % 16 * 16, from,
                          exists ? 16 : 0);
       }
       ring[slot][0].Load(p,
-                         p.blocks + experts.ids[at.index] * p.expert_bytes +
+                         p.blocks + chunks.experts[at.chunk] * p.expert_bytes +
                              (std::int64_t{blockIdx.x} * p.units + at.unit) * p.block_bytes,
                          lane, policy);
     }
     ptx::CopyAsyncCommit();
   };
-  Position at{warp, warp < experts.total ? experts.starts[warp] : 0, 0}, next = at;
+  Position at{warp, 0}, next = at;
 #pragma unroll
   for (int slot = 0; slot < kDepth; ++slot) {
     load(slot, next);
     advance(next);
   }
   float acc[1][4] = {};
-  while (at.index < experts.total) {
+  while (at.chunk < chunks.total) {
 #pragma unroll
     for (int slot = 0; slot < kDepth; ++slot) {
-      if (at.index >= experts.total) break;
+      if (at.chunk >= chunks.total) break;
       ptx::CopyAsyncWait<kDepth - 1>();
       __syncwarp();
       MultiplyUnit<T, kKind, kBits, 1>(p, ring[slot], my_slices + slot * kSliceBytes, lane_table,
@@ -362,8 +366,8 @@ __global__ void __launch_bounds__(32 * kSumWarps, 1)
       if (at.unit == p.units - 1) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int row = at.row + 2 * t + i % 2;
-          if (row < experts.starts[at.index + 1]) {
+          const int row = chunks.starts[at.chunk] + 2 * t + i % 2;
+          if (row < chunks.ends[at.chunk]) {
             my_sums[row_tokens[row] * kTileRows + g + i / 2 * 8] +=
                 row_weights[row] * FewFactor<T, kKind, kBits>(p, i) * acc[0][i];
           }
@@ -429,17 +433,9 @@ cudaError_t LaunchFew(const FewLaunch& launch) {
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, 32 * kGluWarps, bytes);
   }
   if (error != cudaSuccess) return error;
-  // As many experts as tokens that choose at random ask for; an item or two of them a block: larger
-  // ones read x less often.
-  const double others = 1.0 - static_cast<double>(p.top_k) / p.experts;
-  const int chosen =
-      std::max(1, static_cast<int>(p.experts * (1.0 - std::pow(others, p.tokens)) + 0.5));
-  const int pairs = p.tiles / 2, blocks = device.sms * std::max(resident, 1);
-  const int share = (chosen * pairs + blocks - 1) / blocks;
-  p.item_pairs = std::min(pairs, share > 8 ? (share + 1) / 2 : share);
-  const int items =
-      std::min(p.experts, p.tokens * p.top_k) * ((pairs + p.item_pairs - 1) / p.item_pairs);
-  return Launch(kernel, std::min(items, blocks), 32 * kGluWarps, bytes, launch.options, p);
+  const int chunks = std::min(kMostChunks, p.tokens * p.top_k);
+  const int blocks = std::min(device.sms * std::max(resident, 1), chunks * p.tiles / 2);
+  return Launch(kernel, blocks, 32 * kGluWarps, bytes, launch.options, p);
 }
 
 template <CodeKind kKind, int kBits>
