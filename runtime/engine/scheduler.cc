@@ -201,19 +201,23 @@ bool Scheduler::CanDecode(const Sequence& sequence) const {
 
 std::optional<Batch> Scheduler::Next(absl::Time now) {
   AdmitWaiting(now);
-  const auto decodes = [&] {
-    return std::any_of(running_.begin(), running_.end(),
-                       [&](const Sequence* s) { return CanDecode(*s); });
-  };
+  const bool decodes = std::any_of(running_.begin(), running_.end(),
+                                   [&](const Sequence* s) { return CanDecode(*s); });
   Batch batch;
   batch.id = last_step_ + 1;
-  // While both wait, they take turns: a chunk of prompts, sized for max_itl, then a token for
-  // everyone.
-  const bool decode_first = last_phase_ == Phase::kPrefill && decodes();
+  // While both wait, they take turns: chunks of prompts for as long as max_itl allows, mostly one,
+  // then a token for everyone.
+  const bool decode_first =
+      decodes && last_prefill_seconds_ > 0 && PrefillBudget() < last_prefill_seconds_;
   const bool found = decode_first ? GrowDecode(batch) || GrowPrefill(batch)
                                   : GrowPrefill(batch) || GrowDecode(batch);
   if (!found) return std::nullopt;
-  last_phase_ = batch.phase;
+  const bool prefills = batch.phase == Phase::kPrefill;
+  // Before any cost is known, a chunk takes all the time there is.
+  const double seconds =
+      cost_.Knows(Phase::kPrefill) ? cost_.Estimate(batch.shape) : kLongestPrefillSeconds;
+  last_prefill_seconds_ = prefills ? seconds : 0.0;
+  gap_seconds_ = prefills && decodes ? gap_seconds_ + seconds : 0.0;
   ++last_step_;
   return batch;
 }
@@ -292,7 +296,8 @@ double Scheduler::PrefillBudget() const {
     if (CanDecode(*sequence)) decode.Add(sequence->kv_launched, 1);
   }
   if (decode.tokens == 0) return kLongestPrefillSeconds;
-  const double left = kPlannedGap * absl::ToDoubleSeconds(options_.max_itl) - cost_.Bound(decode);
+  const double left =
+      kPlannedGap * absl::ToDoubleSeconds(options_.max_itl) - gap_seconds_ - cost_.Bound(decode);
   return std::clamp(left, 0.0, kLongestPrefillSeconds);
 }
 

@@ -137,7 +137,8 @@ class Scheduler {
   std::vector<std::int32_t> free_slots_;
   std::vector<RequestState*> started_, refused_;
   std::uint64_t last_step_ = 0;
-  Phase last_phase_ = Phase::kDecode;
+  // Of the last step if it was prefill, and of all that those who decode have waited for; else 0.
+  double last_prefill_seconds_ = 0.0, gap_seconds_ = 0.0;
   double mean_outputs_ = 128.0;  // tokens of outputs that ended, decaying mean
 
   // The head of the queue did not fit while this many blocks were to be had: not tried again before

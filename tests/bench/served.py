@@ -17,7 +17,8 @@ import sys
 STEPS = ["--prompts", "2048", "--prompt-batches", "1,8", "--contexts", "1000", "--batches", "1,16,64",
          "--output-tokens", "128", "--repeats", "1"]
 ARRIVALS = ["--max-itl", "30ms", "--arrivals", "8", "--arrival-prompt", "2048", "--arrival-streams", "16"]
-OFFLINE = ["--prompts", "2048", "--contexts", "1000", "--batches", "1", "--repeats", "1",
+# Nobody reads along: prompts go first.
+OFFLINE = ["--max-itl", "10s", "--prompts", "2048", "--contexts", "1000", "--batches", "1", "--repeats", "1",
            "--requests", "256", "--request-input", "1000", "--request-output", "1000"]
 KV8 = ["--kv-dtype", "fp8"]
 
@@ -33,7 +34,7 @@ RUNS = {
     "offline-f16": of("int4-g128", "--compute", "f16", *OFFLINE),
     "offline-f16-kv8": of("int4-g128", "--compute", "f16", *KV8, *OFFLINE),
     **{f"{name}-f16": of(name, "--compute", "f16", *STEPS)
-       for name in ("nf4", "awq", "int4-g128-act", "q4_k", "int8-g128", "int8", "f16")},
+       for name in ("nf4", "awq", "int4-g128-act", "q4_k", "int8-g128", "int8", "f16", "fp8")},
 }
 TIMEOUT = 120
 

@@ -333,6 +333,39 @@ TEST(SchedulerTest, PromptsDoNotStallThoseWhoDecode) {
   }
 }
 
+TEST(SchedulerTest, SeveralStepsOfPromptsFitAGapThatMayBeLong) {
+  for (const int itl_ms : {20, 200}) {
+    SCOPED_TRACE(itl_ms);
+    Simulation::Options options = Small();
+    options.scheduler.limits = {.max_tokens = 128,
+                                .max_sequences = 8,
+                                .max_slots = 8,
+                                .max_logit_rows = 16,
+                                .max_context = 100'000};
+    options.scheduler.max_itl = absl::Milliseconds(itl_ms);
+    options.num_pages = 4000;
+    options.page_tokens = 64;
+    Simulation simulation(options);
+    simulation.Add({.prompt = 20, .max_tokens = 100'000 - 20});
+    for (int i = 0; i < 10; ++i) simulation.Turn();
+    simulation.Add({.prompt = 6000, .max_tokens = 1});
+    int together = 0, most = 0;  // steps of prompts between tokens
+    simulation.on_launch = [&](const Batch& batch) {
+      together = batch.phase == Phase::kPrefill ? together + 1 : 0;
+      most = std::max(most, together);
+    };
+    absl::Time last = simulation.now;
+    absl::Duration longest;
+    simulation.on_token = [&](const Sequence&) {
+      longest = std::max(longest, simulation.now - last);
+      last = simulation.now;
+    };
+    while (simulation.finished.empty()) ASSERT_TRUE(simulation.Turn());
+    EXPECT_LE(longest, absl::Milliseconds(itl_ms));
+    EXPECT_EQ(most, itl_ms == 20 ? 1 : 11);  // of 15 ms and a little more each
+  }
+}
+
 // Of a device whose time grows by whole tiles of tokens.
 TEST(SchedulerTest, StepsThatTimeCutsShortEndOnWholeTiles) {
   Simulation::Options options = Small();
