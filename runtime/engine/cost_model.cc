@@ -10,8 +10,7 @@ namespace {
 constexpr double kDecay = 0.98;  // of an old observation's weight, a step
 constexpr double kExcessDecay = 0.95;
 constexpr double kGuessWeight = 0.1;
-constexpr std::int64_t kReach = 2;  // times the most tokens of any step seen: estimates are trusted
-constexpr double kRidge = 1e-6;     // of the diagonal: collinear steps leave the smallest solution
+constexpr double kRidge = 1e-6;  // of the diagonal: collinear steps leave the smallest solution
 
 std::array<double, 3> Features(const StepShape& shape) {
   return {1.0, static_cast<double>(shape.tokens), static_cast<double>(shape.attended)};
@@ -93,9 +92,7 @@ void CostModel::Record(Fit& fit, const StepShape& shape, double seconds, double 
 void CostModel::Observe(const StepShape& shape, double seconds) {
   if (!(seconds > 0.0) || !std::isfinite(seconds)) return;
   Fit& fit = fits_[static_cast<std::size_t>(shape.phase)];
-  // How far off an estimate is that reached far beyond all steps seen says nothing of others:
-  // Bound allows for those by itself.
-  if (fit.observations > 0 && shape.tokens <= kReach * fit.most_tokens) {
+  if (fit.observations > 0) {
     const double expected = Estimate(shape);
     if (expected > 0)
       fit.excess = std::max(fit.excess * kExcessDecay, std::min(seconds / expected - 1.0, 1.0));
@@ -119,7 +116,7 @@ double CostModel::Estimate(const StepShape& shape) const {
 double CostModel::Bound(const StepShape& shape) const {
   const Fit& fit = Line(shape.phase);
   const double reach = static_cast<double>(shape.tokens) /
-                       static_cast<double>(kReach * std::max<std::int64_t>(fit.most_tokens, 1));
+                       (2.0 * static_cast<double>(std::max<std::int64_t>(fit.most_tokens, 1)));
   return Estimate(shape) * (1.0 + fit.excess) * std::max(reach, 1.0);
 }
 

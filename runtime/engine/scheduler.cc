@@ -215,7 +215,7 @@ std::optional<Batch> Scheduler::Next(absl::Time now) {
   const bool prefills = batch.phase == Phase::kPrefill;
   // Before any cost is known, a chunk takes all the time there is.
   const double seconds =
-      cost_.Knows(Phase::kPrefill) ? cost_.Estimate(batch.shape) : kLongestPrefillSeconds;
+      cost_.Knows(Phase::kPrefill) ? cost_.Bound(batch.shape) : kLongestPrefillSeconds;
   last_prefill_seconds_ = prefills ? seconds : 0.0;
   gap_seconds_ = prefills && decodes ? gap_seconds_ + seconds : 0.0;
   ++last_step_;
