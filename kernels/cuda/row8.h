@@ -19,16 +19,16 @@ struct Row8Matrix {
 };
 
 // x[m, k] = scales[m] * codes[m, k]. With outliers, codes are 0 where an input of magnitude >=
-// threshold stayed in 16 bits; `outliers` lists the columns in which some token has one.
+// threshold stayed in 16 bits; `outliers` lists the columns of each token's.
 struct Row8Inputs {
-  std::uint8_t* codes = nullptr;     // 16-byte aligned
-  float* scales = nullptr;           // f32[m]; NaN where an input is
-  std::int32_t* outliers = nullptr;  // OutlierWords(k), zero before the first use; or null
+  std::uint8_t* codes = nullptr;      // 16-byte aligned
+  float* scales = nullptr;            // f32[m]; NaN where an input is
+  std::uint16_t* outliers = nullptr;  // u16[m][kOutlierList], 16-byte aligned; or null
 };
 
-// i32: how many columns, [a counter, a bit a column: zero between uses], the columns in order.
-constexpr std::int64_t OutlierMarks(std::int64_t k) { return (k + 31) / 32; }
-constexpr std::int64_t OutlierWords(std::int64_t k) { return 2 + OutlierMarks(k) + k; }
+// A token's outliers: how many, then their columns in any order. More than fit are counted, not
+// listed.
+inline constexpr int kOutlierList = 64;
 
 inline constexpr std::int64_t kMostRow8Columns = 32768;
 
@@ -54,6 +54,7 @@ cudaError_t QuantizeRows(const QuantizeArgs& args, LaunchOptions options);
 struct Row8Plan {
   int tokens = 0;  // of a tile: 16, 32, 64 or 128
   int stages = 0;  // of 128 columns in flight
+  int share = 0;   // 1: SMs share tiles, -1: they do not
 };
 
 // out = epilogue(x * w^T), any number of tokens. args.w gives n and k alone; args.x, ldx and

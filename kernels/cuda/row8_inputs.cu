@@ -1,4 +1,4 @@
-// Rounds inputs to 8 bits a token, and lists the columns that hold outliers.
+// Rounds inputs to 8 bits a token, and lists the columns of its outliers.
 #include <cuda_fp8.h>
 
 #include <algorithm>
@@ -32,52 +32,6 @@ __device__ unsigned BlockMaxAndSum(unsigned v, float* add, unsigned* scratch) {
   return __reduce_max_sync(~0u, lane < warps ? scratch[lane] : 0);
 }
 
-// Sum of the block's threads before this one; `total` of all. scratch i32[32].
-__device__ int BlockPrefix(int v, int* scratch, int* total) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int sum = v;
-#pragma unroll
-  for (int delta = 1; delta < 32; delta *= 2) {
-    const int lower = __shfl_up_sync(~0u, sum, delta);
-    if (lane >= delta) sum += lower;
-  }
-  __syncthreads();  // the scratch of a round before
-  if (lane == 31) scratch[warp] = sum;
-  __syncthreads();
-  int before = 0;
-  *total = 0;
-  for (int w = 0; w < blockDim.x / 32; ++w) {
-    before += w < warp ? scratch[w] : 0;
-    *total += scratch[w];
-  }
-  return before + sum - v;
-}
-
-// The last block to come here turns the marks of all blocks into the list of columns.
-__device__ void ListOutliers(std::int32_t* outliers, int k, int* scratch) {
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) last = atomicAdd(outliers + 1, 1) == static_cast<int>(gridDim.x) - 1;
-  __syncthreads();
-  if (!last) return;
-  __threadfence();
-  const int words = static_cast<int>(OutlierMarks(k));
-  auto* marks = reinterpret_cast<unsigned*>(outliers + 2);
-  std::int32_t* columns = outliers + 2 + words;
-  int count = 0;
-  for (int base = 0; base < words; base += blockDim.x) {
-    const int word = base + threadIdx.x;
-    unsigned mark = word < words ? __ldcg(marks + word) : 0;
-    if (mark != 0) marks[word] = 0;
-    int found;
-    int at = count + BlockPrefix(__popc(mark), scratch, &found);
-    for (; mark != 0; mark &= mark - 1) columns[at++] = word * 32 + __ffs(mark) - 1;
-    count += found;
-  }
-  if (threadIdx.x == 0) outliers[0] = count, outliers[1] = 0;
-}
-
 enum class ByteCodes : std::uint8_t { kInt8, kE4m3, kSplit };
 
 // The low bytes of four integers.
@@ -91,7 +45,13 @@ __global__ void __launch_bounds__(kMostThreads) QuantizeKernel(QuantizeArgs a) {
   constexpr bool kSplit = kCodes == ByteCodes::kSplit;
   using Held = std::conditional_t<kSplit, half, T>;  // LLM.int8() sees inputs as halves
   __shared__ unsigned scratch[64];
+  __shared__ unsigned outliers;
+  __shared__ std::uint16_t listed[kOutlierList - 1];
   ptx::LaunchDependents();
+  if constexpr (kSplit) {
+    if (threadIdx.x == 0) outliers = 0;
+    __syncthreads();
+  }
   ptx::WaitForPrerequisites();
   const float threshold = kSplit && a.threshold > 0.0f ? a.threshold : INFINITY;
   const auto* x = reinterpret_cast<const uint4*>(static_cast<const T*>(a.x) + blockIdx.x * a.ldx);
@@ -125,9 +85,10 @@ __global__ void __launch_bounds__(kMostThreads) QuantizeKernel(QuantizeArgs a) {
         absmax = max(absmax, __float_as_uint(high));
       }
     }
-    if (kSplit && marks != 0) {
-      atomicOr(reinterpret_cast<unsigned*>(a.out.outliers) + 2 + vector / 4,
-               marks << (vector % 4 * 8));
+    for (; kSplit && marks != 0; marks &= marks - 1) {
+      const unsigned at = atomicAdd(&outliers, 1);
+      if (at < kOutlierList - 1)
+        listed[at] = static_cast<std::uint16_t>(vector * 8 + __ffs(marks) - 1);
     }
   }
   float squares = 0.0f;
@@ -178,9 +139,11 @@ __global__ void __launch_bounds__(kMostThreads) QuantizeKernel(QuantizeArgs a) {
     }
     codes[vector] = make_uint2(out[0], out[1]);
   }
-  if constexpr (kSplit) {
-    if (a.out.outliers != nullptr)
-      ListOutliers(a.out.outliers, a.k, reinterpret_cast<int*>(scratch));
+  if constexpr (kSplit) {  // all have counted theirs before BlockMaxAndSum's barrier
+    if (a.out.outliers == nullptr) return;
+    std::uint16_t* to = a.out.outliers + std::int64_t{blockIdx.x} * kOutlierList;
+    for (unsigned i = threadIdx.x; i <= min(outliers, kOutlierList - 1u); i += blockDim.x)
+      to[i] = i == 0 ? static_cast<std::uint16_t>(outliers) : listed[i - 1];
   }
 }
 

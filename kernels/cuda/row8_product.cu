@@ -23,25 +23,60 @@ bool Valid(const Row8ProductArgs& args) {
          (a.output == Output::kResidual ? a.residual : a.out) != nullptr;
 }
 
-// Measured on an H200 (tests/bench/results/cuda_h200.md): tiles that hold all tokens, up to 128; of
-// small matrices half as many, for more tiles.
-Row8Plan Complete(Row8Plan plan, int m, std::int64_t weights) {
-  if (plan.tokens == 0) {
-    plan.tokens = m <= 16 ? 16 : m <= 32 ? 32 : m <= 64 ? 64 : 128;
-    if (m > 32 && m <= 256 && weights <= 1 << 24) plan.tokens /= 2;
-  }
-  const int most =
-      (kSharedLimit - kRow8StagedBytes - 1024) / Row8StageBytes(plan.tokens);  // 1024: barriers
-  plan.stages = plan.stages == 0 ? most : std::min(plan.stages, most);
-  return plan;
+Row8Params ParamsOf(const Row8ProductArgs& args) {
+  Row8Params p = {EpilogueParamsOf(args.product, /*vector_elements=*/8)};
+  p.codes = args.w.codes;
+  p.scales = args.w.scales;
+  p.offsets = args.w.offsets;
+  p.x_scales = args.x.scales;
+  p.k = static_cast<int>(args.product.w.shape.k);
+  p.units = (p.k + 127) / 128;
+  p.inputs = args.product.x;
+  p.ld_inputs = args.product.ldx;
+  p.threshold = args.threshold;
+  p.outliers = args.x.outliers;
+  return p;
 }
 
-// Whether cutting the last tiles anew saves more than bringing their sums together costs, about as
-// much as kSumUnits units.
-bool SharingPays(int items, int workers, int units) {
-  constexpr double kSumUnits = 5.0;
-  const double rounds = (items + workers - 1) / workers;
-  return (rounds - static_cast<double>(items) / workers) * units > kSumUnits;
+// How long a product takes an H200 in microseconds (tests/bench/results/cuda_h200.md), by tokens of
+// a tile: a unit of 128 columns, a tile's rest, and what sharing tiles adds.
+struct TileCost {
+  int tokens;
+  float unit, tile, sharing;
+};
+constexpr TileCost kTileCosts[] = {{16, 0.20f, 1.5f, 2.0f},
+                                   {32, 0.215f, 2.3f, 4.0f},
+                                   {64, 0.25f, 3.0f, 6.0f},
+                                   {128, 0.31f, 6.9f, 12.0f}};
+
+// What SMs that share tiles hand each other.
+std::int64_t SharedBytes(int tokens, int workers) {
+  return std::int64_t{4} * kRow8Rows * tokens * workers;
+}
+
+// Chooses what the plan leaves open. sharing_bytes: that there are for SharedBytes.
+Row8Plan Complete(Row8Plan plan, const Row8Params& p, int sms, std::int64_t sharing_bytes) {
+  const float weights = static_cast<float>(p.n) * static_cast<float>(p.k) / 4.2e6f + 2.0f;
+  Row8Plan best;
+  float best_us = 0.0f;
+  for (const TileCost& cost : kTileCosts) {
+    if (plan.tokens != 0 && plan.tokens != cost.tokens) continue;
+    const int items = (p.n + kRow8Rows - 1) / kRow8Rows * ((p.m + cost.tokens - 1) / cost.tokens);
+    const float tile = static_cast<float>(p.units) * cost.unit + cost.tile;
+    const bool may_share = items % sms != 0 && SharedBytes(cost.tokens, sms) <= sharing_bytes;
+    for (int share : {-1, 1}) {
+      if (may_share ? plan.share * share < 0 : share > 0) continue;
+      const float rounds = share > 0 ? static_cast<float>(items) / static_cast<float>(sms)
+                                     : static_cast<float>((items + sms - 1) / sms);
+      const float us = std::max(weights, rounds * tile) + (share > 0 ? cost.sharing : 0.0f);
+      if (best_us == 0.0f || us < best_us) best_us = us, best = {cost.tokens, 0, share};
+    }
+  }
+  const int fixed = kRow8StagedBytes + 1024 +  // barriers
+                    (p.outliers != nullptr ? OutlierBytes(best.tokens, p.k) : 0);
+  const int most = (kSharedLimit - fixed) / Row8StageBytes(best.tokens);
+  best.stages = plan.stages == 0 ? most : std::min(plan.stages, most);
+  return best;
 }
 
 }  // namespace
@@ -57,31 +92,23 @@ cudaError_t Row8Product(const Row8ProductArgs& args, const ProductScratch& scrat
   const ProductArgs& a = args.product;
   if (a.m == 0) return cudaSuccess;
   if (!Valid(args)) return cudaErrorInvalidValue;
-  plan = Complete(plan, a.m, a.w.shape.n * a.w.shape.k);
-  const Row8Launcher launcher = args.w.code == DType::kI8 ? FindRow8Int8(a.dtype, plan.tokens)
-                                                          : FindRow8E4m3(a.dtype, plan.tokens);
-  if (launcher == nullptr || plan.stages < 2) return cudaErrorInvalidValue;
   DeviceTraits device;
   cudaError_t error = CurrentDevice(&device);
   if (error != cudaSuccess) return error;
-
   Row8Launch launch = {};
   Row8Params& p = launch.params;
-  p = {EpilogueParamsOf(a, /*vector_elements=*/8)};
-  p.codes = args.w.codes;
-  p.scales = args.w.scales;
-  p.offsets = args.w.offsets;
-  p.x_scales = args.x.scales;
-  p.k = static_cast<int>(a.w.shape.k);
-  p.units = (p.k + 127) / 128;
+  p = ParamsOf(args);
+  const int workers = std::min(device.sms, kProductFlags);
+  const bool may_share = scratch.flags != nullptr && scratch.weights != nullptr;
+  plan = Complete(plan, p, workers, may_share ? args.scratch_bytes : 0);
+  const Row8Launcher launcher = args.w.code == DType::kI8 ? FindRow8Int8(a.dtype, plan.tokens)
+                                                          : FindRow8E4m3(a.dtype, plan.tokens);
+  if (launcher == nullptr || plan.stages < 2) return cudaErrorInvalidValue;
+
   p.row_items = (p.n + kRow8Rows - 1) / kRow8Rows;
   p.token_items = (p.m + plan.tokens - 1) / plan.tokens;
   p.stages = plan.stages;
   p.stream_once = p.token_items == 1;
-  p.inputs = a.x;
-  p.ld_inputs = a.ldx;
-  p.threshold = args.threshold;
-  p.outliers = args.x.outliers;
   // Bytes in pairs: the maps are of 16-bit elements.
   error = EncodeSwizzledHalves(&p.w, p.codes, p.k / 2, p.n, p.k, kRow8Rows);
   if (error == cudaSuccess)
@@ -89,19 +116,18 @@ cudaError_t Row8Product(const Row8ProductArgs& args, const ProductScratch& scrat
   if (error != cudaSuccess) return error;
 
   // All tiles are shared, or what is left after whole rounds and one round more.
-  const int items = p.row_items * p.token_items, workers = std::min(device.sms, kProductFlags);
+  const int items = p.row_items * p.token_items;
   launch.blocks = std::min(workers, items);
-  if (scratch.flags != nullptr && scratch.weights != nullptr &&
-      args.scratch_bytes >= std::int64_t{4} * kRow8Rows * plan.tokens * workers) {
+  if (plan.share > 0) {
     p.partials = scratch.weights;
     p.flags = scratch.flags;
-    const int left = items % workers;
-    if (left > 0 && SharingPays(items, workers, p.units)) {
-      launch.blocks = workers;
-      p.shared_tiles = items < workers ? items : left + workers;
-    }
+    launch.blocks = workers;
+    p.shared_tiles = items < workers ? items : items % workers + workers;
   }
-  launch.shared_bytes = plan.stages * (Row8StageBytes(plan.tokens) + 16) + kRow8StagedBytes;
+  const bool outliers = p.outliers != nullptr;
+  launch.threads = outliers ? kRow8OutlierThreads : kRow8Threads;
+  launch.shared_bytes = plan.stages * (Row8StageBytes(plan.tokens) + 16) + kRow8StagedBytes +
+                        (outliers ? OutlierBytes(plan.tokens, p.k) : 0);
   launch.options = {stream, a.dependent};
   return launcher(launch);
 }

@@ -4,43 +4,23 @@
 // more warps copy: a stage holds 128 columns of both, swizzled. Weights are on their way before
 // the previous kernel has ended, and for few tokens all there is to do is to keep up with them.
 // Tiles that do not go round evenly are cut anew, wherever that falls: every SM gets as many
-// columns, and the first of a tile's workers adds up what the others have.
+// columns, and the first of a tile's workers adds up what the others have. With outliers two more
+// warps gather what their products need (row8_outliers.cuh).
 #pragma once
 
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/product_params.cuh"
-#include "kernels/cuda/row8.h"
+#include "kernels/cuda/row8_finish.cuh"
 #include "kernels/cuda/wgmma_bytes.cuh"
 
 namespace nibble::cuda {
 
-inline constexpr int kRow8Warps = 8;  // and two that copy
+inline constexpr int kRow8Warps = 8;  // and two that copy, and two that gather outliers
 inline constexpr int kRow8Threads = 32 * (kRow8Warps + 2);
-inline constexpr int kRow8Rows = 128;
+inline constexpr int kRow8OutlierThreads = kRow8Threads + 32 * kOutlierWarps;
 inline constexpr int kRow8GroupTokens = 8;  // tiles of tokens that share rows while those are in L2
 inline constexpr int kRow8Chunk = 16;       // tokens staged at once
 inline constexpr int kRow8StageStride = 68;  // f32 a token of a warpgroup's 64 staged rows
 inline constexpr int kRow8StagedBytes = 2 * kRow8Chunk * kRow8StageStride * 4;
-inline constexpr int kOutlierChunk = 16;  // columns at once, f16[tokens][kOutlierStride] staged
-inline constexpr int kOutlierStride = 18;
-static_assert(128 * kOutlierStride * 2 <= kRow8StagedBytes);
-
-struct Row8Params : EpilogueParams {
-  CUtensorMap w, x;  // boxes of 128 and kTokens rows by 128 columns
-  const std::uint8_t* codes;
-  const float *scales, *offsets, *x_scales;
-  int k, units;
-  int row_items, token_items;  // tiles of the output
-  int shared_tiles;            // of them, cut evenly among all workers
-  int stages;
-  bool stream_once;    // nobody reads these weights again
-  const void* inputs;  // with outliers: T[m, k] before rounding, ld_inputs apart
-  std::int64_t ld_inputs;
-  float threshold;
-  const std::int32_t* outliers;
-  void* partials;  // a worker's part of a tile that another finishes, 128 x kTokens words each
-  std::uint32_t* flags;  // that it is there; 0 before and after the kernel
-};
 
 // A worker's way through its pieces: ranges of units (128 columns) of tiles of the output.
 template <int kTokens>
@@ -135,141 +115,11 @@ __device__ __forceinline__ void TakeRow8Sums(const Row8Params& p, int unit_end,
   }
 }
 
-// acc[row, token] += code[row, column] * input[token, column] over `count` outliers' columns, in
-// 16-bit products: codes and halves are exact. `row`: of this warp. staged: kRow8StagedBytes.
-template <typename T, int kTokens>
-__device__ __forceinline__ void AddOutliers(const Row8Params& p, half* staged, int count, int row,
-                                            int token0, float (&acc)[kTokens / 2]) {
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const std::int32_t* columns = p.outliers + 2 + OutlierMarks(p.k);
-  for (int begin = 0; begin < count; begin += kOutlierChunk) {
-    const int mine = begin + lane % kOutlierChunk, column = mine < count ? columns[mine] : -1;
-    std::uint32_t a[4];
-#pragma unroll
-    for (int pair = 0; pair < 4; ++pair) {
-      float v[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {  // loaded all the same, so that nothing branches
-        const int from = __shfl_sync(~0u, column, 2 * t + pair / 2 * 8 + i);
-        const int r = min(row + g + pair % 2 * 8, p.n - 1);
-        const auto code = static_cast<std::int8_t>(
-            __ldg(p.codes + static_cast<std::int64_t>(r) * p.k + max(from, 0)));
-        v[i] = from >= 0 ? code : 0;
-      }
-      a[pair] = PackPair<half>(v[0], v[1]);
-    }
-    Row8Barrier();
-#pragma unroll 2
-    for (int token = threadIdx.x / kOutlierChunk; token < kTokens;
-         token += 32 * kRow8Warps / kOutlierChunk) {
-      const std::int64_t from = min(token0 + token, p.m - 1) * p.ld_inputs + max(column, 0);
-      const half v = __float2half_rn(ToFloat(static_cast<const T*>(p.inputs)[from]));
-      const bool outlier = column >= 0 && fabsf(__half2float(v)) >= p.threshold;
-      staged[token * kOutlierStride + lane % kOutlierChunk] = outlier ? v : __float2half_rn(0.0f);
-    }
-    Row8Barrier();
-#pragma unroll
-    for (int j = 0; j < kTokens / 8; ++j) {
-      const half* b = staged + (j * 8 + g) * kOutlierStride + 2 * t;
-      float d[4] = {acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]};
-      ptx::Mma<half>(d, a, *reinterpret_cast<const std::uint32_t*>(b),
-                     *reinterpret_cast<const std::uint32_t*>(b + 8));
-#pragma unroll
-      for (int i = 0; i < 4; ++i) acc[4 * j + i] = d[i];
-    }
-  }
-}
-
-// count numbers to `out`, 16 bytes at a time where that is allowed.
-template <int kCount>
-__device__ __forceinline__ void StoreNumbers(float* out, const float (&v)[kCount], bool vector) {
-#pragma unroll
-  for (int i = 0; i < kCount; i += 4) {
-    if (vector) {
-      *reinterpret_cast<float4*>(out + i) = make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]);
-    } else {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) out[i + j] = v[i + j];
-    }
-  }
-}
-template <int kCount, typename T>
-__device__ __forceinline__ void StoreNumbers(T* out, const float (&v)[kCount], bool vector) {
-  if (!vector) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) out[i] = FromFloat<T>(v[i]);
-  } else if constexpr (kCount == 8) {
-    *reinterpret_cast<uint4*>(out) = make_uint4(PackPair<T>(v[0], v[1]), PackPair<T>(v[2], v[3]),
-                                                PackPair<T>(v[4], v[5]), PackPair<T>(v[6], v[7]));
-  } else {
-    *reinterpret_cast<uint2*>(out) = make_uint2(PackPair<T>(v[0], v[1]), PackPair<T>(v[2], v[3]));
-  }
-}
-
-// Writes kRow8Chunk tokens of a warpgroup's 64 rows, staged f32[tokens][kRow8StageStride]: 8
-// threads a token, 8 rows each. n is a multiple of 16, so that rows count or do not by sixteens.
-template <typename T>
-__device__ __forceinline__ void WriteRow8(const Row8Params& p, const float* staged, int row0,
-                                          int token0) {
-  const int thread = threadIdx.x % 128, part = thread % 8, token = token0 + thread / 8;
-  const float* from = staged + thread / 8 * kRow8StageStride;
-  const auto value = [&](int at) {
-    float v = from[at];
-    if (p.offsets != nullptr) v += p.offsets[row0 + at];
-    if (p.bias != nullptr) v += p.bias[row0 + at];
-    return v;
-  };
-  if (p.output == Output::kGlu) {  // sixteens of rows: gate, up, gate, up
-    const int at = part / 4 * 32 + part % 4 * 4;
-    if (token >= p.m || row0 + at >= p.n) return;
-    float v[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] = GateOf(p.gate, value(at + i)) * value(at + 16 + i);
-    StoreNumbers(static_cast<T*>(p.out) + token * p.ldo + row0 / 2 + part / 4 * 16 + part % 4 * 4,
-                 v, p.vector);
-    return;
-  }
-  const int row = row0 + part * 8;
-  const bool valid = token < p.m && row < p.n;
-  float v[8] = {};
-  if (valid) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] = value(part * 8 + i);
-  }
-  if (p.output == Output::kStore) {
-    if (valid) StoreNumbers(static_cast<T*>(p.out) + token * p.ldo + row, v, p.vector);
-    return;
-  }
-  if (p.output == Output::kStoreF32) {
-    if (valid) StoreNumbers(static_cast<float*>(p.out) + token * p.ldo + row, v, p.vector);
-    return;
-  }
-  const std::int64_t at = static_cast<std::int64_t>(token) * p.n + row;
-  if (valid) {
-    float squares[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] += p.residual[at + i];
-    StoreNumbers(p.residual + at, v, p.vector);
-    if (p.norm_out.normed != nullptr) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) squares[i] = v[i] * p.norm_out.weight[row + i];
-      StoreNumbers(static_cast<T*>(p.norm_out.normed) + at, squares, p.vector);
-    }
-  }
-  if (p.norm_out.square_sums == nullptr) return;
-  float sum = 0.0f;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) sum = fmaf(v[i], v[i], sum);
-  sum += __shfl_xor_sync(~0u, sum, 1);
-  if (valid && part % 2 == 0)
-    p.norm_out.square_sums[static_cast<std::int64_t>(token) * (p.n / 16) + row / 16] = sum;
-}
-
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
 // Sum: std::int32_t of int8, float of e4m3.
 template <typename T, typename Sum, int kTokens>
-__global__ void __launch_bounds__(kRow8Threads, kTokens <= 32 ? 2 : 1)
+__global__ void __launch_bounds__(kRow8OutlierThreads, kTokens <= 32 ? 2 : 1)
     Row8Kernel(const __grid_constant__ Row8Params p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr bool kInt8 = std::is_same_v<Sum, std::int32_t>;
@@ -281,18 +131,31 @@ __global__ void __launch_bounds__(kRow8Threads, kTokens <= 32 ? 2 : 1)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int staged_offset = p.stages * kStageBytes;
   const std::uint32_t full = base + staged_offset + kRow8StagedBytes, empty = full + p.stages * 8;
+  const OutlierBuffers<kTokens> gathered(shared + (empty - base) + p.stages * 8);
   ptx::LaunchDependents();
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.stages; ++i) {
       ptx::BarrierInit(full + i * 8, 2);
       ptx::BarrierInit(empty + i * 8, kRow8Warps);
     }
+    if (p.outliers != nullptr) gathered.Init(kRow8Warps);
     ptx::FenceBarrierInit();
   }
   __syncthreads();
 
   Row8Cursor<kTokens> at;
   at.Start(p);
+  if (warp >= kRow8Warps + 2) {
+    // ---- The gathering warps ----
+    if constexpr (kInt8) {
+      ptx::WaitForPrerequisites();
+      OutlierGatherer<T, kTokens> gatherer(p, gathered, warp - kRow8Warps - 2);
+      while (at.Next(p)) {
+        if (at.unit == 0) gatherer.Gather(at.row, p.n, at.token, min(kTokens, p.m - at.token));
+      }
+    }
+    return;
+  }
   if (warp >= kRow8Warps) {
     // ---- The copying warps: one for weights, which nobody writes, one for inputs ----
     if (lane != 0) return;
@@ -325,8 +188,7 @@ __global__ void __launch_bounds__(kRow8Threads, kTokens <= 32 ? 2 : 1)
   const auto release = [&](int stage) {
     if (lane == 0) ptx::BarrierArrive(empty + stage * 8);
   };
-  const int outliers = kInt8 && p.outliers != nullptr ? p.outliers[0] : 0;
-  int stage = 0, parity = 0;
+  int stage = 0, parity = 0, chunk_parity = 0;
   while (at.Next(p)) {
     const int first_unit = at.unit, token0 = at.token;
     const int row = at.row + warp * 16 + g;  // and row + 8
@@ -388,13 +250,10 @@ __global__ void __launch_bounds__(kRow8Threads, kTokens <= 32 ? 2 : 1)
       const int token = token0 + i / 4 * 8 + 2 * t + i % 2;
       acc[i] *= token < p.m ? p.x_scales[token] : 0.0f;
     }
-    char* staged = shared + staged_offset;
     if constexpr (kInt8) {
-      if (outliers > 0) {
-        AddOutliers<T, kTokens>(p, reinterpret_cast<half*>(staged), outliers, row - g, token0, acc);
-        Row8Barrier();
-      }
+      if (p.outliers != nullptr) AddOutliers<kTokens>(gathered, warp * 16, &chunk_parity, acc);
     }
+    char* staged = shared + staged_offset;
     const float low = row < p.n ? p.scales[row] : 0.0f, high = row < p.n ? p.scales[row + 8] : 0.0f;
 
     // ---- Results, staged and written kRow8Chunk tokens at a time ----
@@ -413,7 +272,9 @@ __global__ void __launch_bounds__(kRow8Threads, kTokens <= 32 ? 2 : 1)
         }
       }
       ptx::NamedBarrier(2 + group, 128);
-      WriteRow8<T>(p, mine, at.row + group * 64, token0 + chunk * kRow8Chunk);
+      const float* from = mine + threadIdx.x % 128 / 8 * kRow8StageStride;
+      WriteRow8<T>(p, from, at.row + group * 64,
+                   token0 + chunk * kRow8Chunk + threadIdx.x % 128 / 8);
       ptx::NamedBarrier(2 + group, 128);
     }
   }
@@ -424,7 +285,7 @@ __global__ void __launch_bounds__(kRow8Threads, kTokens <= 32 ? 2 : 1)
 
 struct Row8Launch {
   Row8Params params;
-  int blocks, shared_bytes;
+  int blocks, threads, shared_bytes;
   LaunchOptions options;
 };
 using Row8Launcher = cudaError_t (*)(const Row8Launch&);
@@ -437,7 +298,7 @@ constexpr int Row8StageBytes(int tokens) { return (tokens + kRow8Rows) * 128; }
 
 template <typename T, typename Sum, int kTokens>
 cudaError_t LaunchRow8(const Row8Launch& launch) {
-  return Launch(Row8Kernel<T, Sum, kTokens>, launch.blocks, kRow8Threads, launch.shared_bytes,
+  return Launch(Row8Kernel<T, Sum, kTokens>, launch.blocks, launch.threads, launch.shared_bytes,
                 launch.options, launch.params);
 }
 

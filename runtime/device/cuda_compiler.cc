@@ -310,7 +310,7 @@ void CudaCompiler::AddRow8Product(const std::string& what, const CudaSegment& se
   inputs.out.codes = Scratch<std::uint8_t>(to_.prepared_at_);
   inputs.out.scales = Scratch<float>(to_.prepared_at_ + to_.MaxRows(rows) * k);
   if (segment.rounding == cuda::InputRounding::kOutlierSplit)
-    inputs.out.outliers = Scratch<std::int32_t>(to_.outliers_at_);
+    inputs.out.outliers = Scratch<std::uint16_t>(to_.outliers_at_);
   Add("inputs", [=](const Shape& shape, Options options) {
     cuda::QuantizeArgs each = inputs;
     each.tokens = RowsOf(shape, per_row);

@@ -76,7 +76,6 @@ void CudaProgram::PlanScratch(CudaLayout& layout) {
     const std::int64_t whole = 2 * n * k;
     expanded_bytes_ = std::max(expanded_bytes_, head ? std::min(whole, kMostExpandedHead) : whole);
     prepared = std::max(prepared, rows * k * 2);
-    outlier_words_ = std::max(outlier_words_, cuda::OutlierWords(k));
     if (!head) raw = std::max(raw, cuda::RawBytes(static_cast<int>(rows), n));
   };
   for (const Op& op : program_.ops) {
@@ -106,7 +105,7 @@ void CudaProgram::PlanScratch(CudaLayout& layout) {
   for (const RopeTable& rope : program_.ropes)
     ropes_at_.push_back(layout.Take(static_cast<std::int64_t>(rope.inv_freq.size()) * 4));
   zeros_at_ = layout.Take(kZeroWords * 4);
-  outliers_at_ = layout.Take(outlier_words_ * 4);
+  outliers_at_ = layout.Take(tokens * cuda::kOutlierList * 2);
   if (experts == 0) return;
   const std::int64_t rows = tokens * ranks;
   moe_.logits = layout.Take(tokens * experts * 4);
@@ -157,7 +156,6 @@ absl::Status CudaProgram::Bind(const CudaMemory& memory, ModelWeights weights, c
                      "clearing the workspace");
   };
   RETURN_IF_ERROR(clear(zeros_at_, kZeroWords));
-  RETURN_IF_ERROR(clear(outliers_at_, outlier_words_));
   const auto copy = [&](void* to, const std::vector<float>& from) {
     return CudaError(
         cudaMemcpyAsync(to, from.data(), from.size() * 4, cudaMemcpyHostToDevice, stream),

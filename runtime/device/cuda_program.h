@@ -84,8 +84,8 @@ class CudaProgram {
   std::vector<std::int64_t> ropes_at_;                  // f32[rope_dim / 2] of each table
   std::int64_t expanded_at_ = -1, expanded_bytes_ = 0;  // ProductScratch::weights
   std::int64_t raw_at_ = -1, prepared_at_ = -1, square_sums_at_ = -1, attention_at_ = -1;
-  std::int64_t zeros_at_ = -1;  // kZeroWords that kernels find zero and leave zero
-  std::int64_t outliers_at_ = -1, outlier_words_ = 0;  // Row8Inputs::outliers
+  std::int64_t zeros_at_ = -1;     // kZeroWords that kernels find zero and leave zero
+  std::int64_t outliers_at_ = -1;  // Row8Inputs::outliers
   // Mixtures of experts: rows are (token, rank) pairs.
   struct MoeScratch {
     std::int64_t logits = -1, weights = -1, sum = -1;                  // of tokens

@@ -2,7 +2,8 @@
 //
 //   rows_bench row8 [--codes int8,e4m3,outliers] [--m 1,...]  a CSV row a (shape, m, code); the
 //                                                             inputs' rounding is timed apart
-//   rows_bench plans [--m 1,...]                              products by tile and stages
+//   rows_bench plans [--m 1,...]                              products by tile, stages, and whether
+//                                                             SMs share tiles
 //   rows_bench chain [--codes int8,...] [--m 1,...]           rounding and product of the four of a
 //                                                             layer, 32 layers, one graph
 //   rows_bench moe [--m 1,...]                                the mixture of Qwen3-30B-A3B's layers
@@ -62,7 +63,7 @@ class Products {
         scales_(std::vector<float>(shape.n, 1e-4f)),
         x_codes_(std::int64_t{max_m} * shape.k),
         x_scales_(max_m),
-        outliers_(std::vector<std::int32_t>(OutlierWords(shape.k), 0)),
+        outliers_(max_m * kOutlierList),
         flags_(std::vector<std::uint32_t>(kProductFlags, 0)),
         partials_(4 << 20),
         out_(std::int64_t{max_m} * shape.n) {
@@ -154,7 +155,7 @@ class Products {
   DeviceArray<std::uint16_t> x_;
   DeviceArray<std::uint8_t> x_codes_;
   DeviceArray<float> x_scales_;
-  DeviceArray<std::int32_t> outliers_;
+  DeviceArray<std::uint16_t> outliers_;
   DeviceArray<std::uint32_t> flags_;
   DeviceArray<float> partials_;
   DeviceArray<std::uint16_t> out_;
@@ -196,7 +197,7 @@ void Row8(const std::vector<std::string>& codes, const std::vector<int>& tokens)
 void Plans(const std::vector<std::string>& codes, const std::vector<int>& tokens) {
   std::mt19937 rng(1);
   const int max_m = *std::max_element(tokens.begin(), tokens.end());
-  std::printf("shape,code,m,tile,stages,us\n");
+  std::printf("shape,code,m,tile,stages,shared,us\n");
   for (const Shape& shape : kLlama8B) {
     for (const Code& code : kCodes) {
       if (std::find(codes.begin(), codes.end(), code.name) == codes.end()) continue;
@@ -204,10 +205,12 @@ void Plans(const std::vector<std::string>& codes, const std::vector<int>& tokens
       for (int m : tokens) {
         for (int tile : {16, 32, 64, 128}) {
           if (tile >= 2 * std::max(m, 16) || tile * 4 < std::min(m, 256)) continue;
-          for (int stages : {4, 5, 12}) {
-            std::printf("%s,%s,%d,%d,%d,%.2f\n", shape.name, code.name, m, tile, stages,
-                        products.TimeProduct(m, {tile, stages}));
-            std::fflush(stdout);
+          for (int stages : {5, 12}) {
+            for (bool share : {false, true}) {
+              std::printf("%s,%s,%d,%d,%d,%d,%.2f\n", shape.name, code.name, m, tile, stages, share,
+                          products.TimeProduct(m, {tile, stages, share ? 1 : -1}));
+              std::fflush(stdout);
+            }
           }
         }
       }

@@ -21,16 +21,15 @@ float RoundE4m3(float x) {
 }
 
 struct Rounded {
-  std::vector<float> codes, scales;   // [m, k], [m]
-  std::vector<float> values;          // what they stand for, outliers as they are
-  std::vector<std::int32_t> columns;  // with outliers
+  std::vector<float> codes, scales;                // [m, k], [m]
+  std::vector<float> values;                       // what they stand for, outliers as they are
+  std::vector<std::vector<std::int32_t>> columns;  // a token's with outliers
 };
 
 Rounded RoundOnHost(const std::vector<float>& x, int m, int k, const QuantizeArgs& a) {
   Rounded out;
   out.codes.resize(x.size());
   out.values.resize(x.size());
-  std::vector<bool> marked(k);
   const bool split = a.rounding == InputRounding::kOutlierSplit;
   const auto outlier = [&](float v) {
     return split && a.threshold > 0 && std::abs(v) >= a.threshold;
@@ -46,11 +45,12 @@ Rounded RoundOnHost(const std::vector<float>& x, int m, int k, const QuantizeArg
     if (a.rounding == InputRounding::kE4m3Dynamic) scale = absmax * (1.0f / 448.0f);
     if (split) scale = absmax * (1.0f / 127.0f);
     out.scales.push_back(scale);
+    out.columns.emplace_back();
     for (int i = 0; i < k; ++i) {
       const float v = x[t * k + i];
       float code = 0;
       if (outlier(v)) {
-        marked[i] = true;
+        out.columns.back().push_back(i);
       } else if (split) {
         code = std::nearbyint(v * (127.0f / absmax));
       } else if (a.rounding == InputRounding::kE4m3Dynamic ||
@@ -62,9 +62,6 @@ Rounded RoundOnHost(const std::vector<float>& x, int m, int k, const QuantizeArg
       out.codes[t * k + i] = code;
       out.values[t * k + i] = outlier(v) ? v : (code - a.zero) * scale;
     }
-  }
-  for (int i = 0; i < k; ++i) {
-    if (marked[i]) out.columns.push_back(i);
   }
   return out;
 }
@@ -109,7 +106,6 @@ class Row8Test {
     d_codes_ = DeviceArray<std::uint8_t>(codes);
     d_scales_ = DeviceArray<float>(scales_);
     d_bias_ = DeviceArray<float>(bias_ = RandomFloats(n, rng));
-    outliers_ = DeviceArray<std::int32_t>(std::vector<std::int32_t>(OutlierWords(k), 0));
     flags_ = DeviceArray<std::uint32_t>(std::vector<std::uint32_t>(kProductFlags, 0));
     scratch_ = DeviceArray<float>(4 << 20);
   }
@@ -130,6 +126,7 @@ class Row8Test {
     const DeviceArray<std::uint16_t> d_x(x);
     const DeviceArray<std::uint8_t> codes(std::size_t(m) * k_);
     const DeviceArray<float> scales(m);
+    outliers_ = DeviceArray<std::uint16_t>(std::size_t(m) * kOutlierList);
     QuantizeArgs q;
     q.dtype = dtype_;
     q.x = d_x.get();
@@ -199,13 +196,16 @@ class Row8Test {
                   std::to_string(off) + " differ, " + std::to_string(far) + " by more than a step");
     counter_.Near(name_ + " scales", scales, expected.scales, 1e-6);
     if (q.out.outliers == nullptr) return;
-    const std::vector<std::int32_t> words = outliers_.Host();
-    const auto first = words.begin() + 2 + OutlierMarks(k_);
-    const bool same = words[0] == static_cast<int>(expected.columns.size()) &&
-                      std::equal(expected.columns.begin(), expected.columns.end(), first);
-    counter_.True(name_ + " columns",
-                  same && std::all_of(words.begin() + 1, first, [](int v) { return v == 0; }),
-                  std::to_string(words[0]) + " for " + std::to_string(expected.columns.size()));
+    const std::vector<std::uint16_t> words = outliers_.Host();
+    int wrong = 0;
+    for (int t = 0; t < q.tokens; ++t) {
+      const std::uint16_t* list = words.data() + t * kOutlierList;
+      const std::vector<std::int32_t>& want = expected.columns[t];
+      std::vector<std::int32_t> got(list + 1, list + 1 + std::min<int>(list[0], kOutlierList - 1));
+      std::sort(got.begin(), got.end());
+      wrong += list[0] != want.size() || (got.size() == want.size() && got != want);
+    }
+    counter_.True(name_ + " columns", wrong == 0, std::to_string(wrong) + " tokens' are wrong");
   }
 
   // The values behind the device's codes, which may differ from the host's in ties.
@@ -328,7 +328,7 @@ class Row8Test {
   std::vector<float> scales_, w_, bias_;
   DeviceArray<std::uint8_t> d_codes_;
   DeviceArray<float> d_scales_, d_offsets_, d_bias_, scratch_;
-  DeviceArray<std::int32_t> outliers_;
+  DeviceArray<std::uint16_t> outliers_;
   DeviceArray<std::uint32_t> flags_;
 };
 
