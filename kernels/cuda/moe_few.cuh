@@ -228,8 +228,8 @@ __global__ void __launch_bounds__(32 * kGluWarps, 2)
     const auto load = [&](int slot, int pair, int unit) {
 #pragma unroll
       for (int half_rows = 0; half_rows < 2; ++half_rows) {
-        const std::int64_t tile = pair + half_rows * pairs;
-        ring[slot][half_rows].Load(p, mine + (tile * p.units + unit) * p.block_bytes, lane, policy);
+        const int block = (pair + half_rows * pairs) * p.units + unit;
+        ring[slot][half_rows].Load(p, mine + std::int64_t{block} * p.block_bytes, lane, policy);
       }
     };
 #pragma unroll
@@ -326,22 +326,31 @@ __global__ void __launch_bounds__(32 * kSumWarps, 1)
     if (++at.unit == p.units) at.unit = 0, at.chunk += kSumWarps;
   };
   Block ring[kDepth][1];
+  // Of the chunk that is loaded: its first block, and this lane's columns of rows, or null.
+  const std::uint8_t* blocks = nullptr;
+  const char* rows[4] = {};
+  const auto enter = [&](int chunk) {
+    const int row0 = chunks.starts[chunk], row_end = chunks.ends[chunk];
+    blocks = p.blocks + chunks.experts[chunk] * p.expert_bytes +
+             std::int64_t{blockIdx.x * p.units} * p.block_bytes;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = row0 + lane / 16 + 2 * i;
+      rows[i] = row < row_end ? p.x + row * p.x_stride + lane % 16 * 16 : nullptr;
+    }
+  };
   const auto load = [&](int slot, const Position& at) {
     if (at.chunk < chunks.total) {
-      const int row0 = chunks.starts[at.chunk], row_end = chunks.ends[at.chunk];
-      const int column = at.unit * kUnitColumns + lane % 16 * 8;
+      if (at.unit == 0) enter(at.chunk);
+      const bool inside = at.unit * kUnitColumns + lane % 16 * 8 < p.k;
+      const std::uint32_t to = my_slices + slot * kSliceBytes + lane % 16 * 16;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int r = lane / 16 + 2 * i;
-        const bool exists = row0 + r < row_end && column < p.k;
-        const char* from = exists ? p.x + (row0 + r) * p.x_stride + column * 2 : p.x;
-        ptx::CopyAsync16(my_slices + slot * kSliceBytes + r * kSliceStride + lane % 16 * 16, from,
-                         exists ? 16 : 0);
+        const bool exists = inside && rows[i] != nullptr;
+        ptx::CopyAsync16(to + (lane / 16 + 2 * i) * kSliceStride,
+                         exists ? rows[i] + at.unit * (kUnitColumns * 2) : p.x, exists ? 16 : 0);
       }
-      ring[slot][0].Load(p,
-                         p.blocks + chunks.experts[at.chunk] * p.expert_bytes +
-                             (std::int64_t{blockIdx.x} * p.units + at.unit) * p.block_bytes,
-                         lane, policy);
+      ring[slot][0].Load(p, blocks + std::int64_t{at.unit} * p.block_bytes, lane, policy);
     }
     ptx::CopyAsyncCommit();
   };
