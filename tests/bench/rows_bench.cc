@@ -7,7 +7,9 @@
 //   rows_bench chain [--codes int8,...] [--m 1,...]           rounding and product of the four of a
 //                                                             layer, 32 layers, one graph
 //   rows_bench moe [--m 1,...]                                the mixture of Qwen3-30B-A3B's layers
-//                                                             (128 experts of 768, 8 a token), int4
+//                                                             (128 experts of 768, 8 a token),
+//                                                             int4; tokens choose at random, or all
+//                                                             alike
 //
 // Weights are rotated over more memory than the L2 holds; inputs are random.
 #include <cublas_v2.h>
@@ -253,9 +255,10 @@ class Mixture {
   static constexpr int kExperts = 128, kTopK = 8, kHidden = 2048, kFfn = 768, kLayers = 2;
   static constexpr DType kType = DType::kBF16;
 
-  Mixture(int max_m, std::mt19937& rng)
+  // alike: all tokens of an input choose the same experts.
+  Mixture(int max_m, bool alike, std::mt19937& rng)
       : router_(RandomHalves(kExperts * kHidden, kType, rng, 0.05f)),
-        x_(RandomHalves(std::int64_t{kInputs} * max_m * kHidden, kType, rng)),
+        x_(RandomInputs(max_m, alike, rng)),
         logits_(max_m * kExperts),
         sum_(std::int64_t{max_m} * kHidden),
         weights_(max_m * kTopK),
@@ -371,6 +374,15 @@ class Mixture {
  private:
   static constexpr int kInputs = 16;
 
+  static std::vector<std::uint16_t> RandomInputs(int max_m, bool alike, std::mt19937& rng) {
+    std::vector<std::uint16_t> x =
+        RandomHalves(std::int64_t{kInputs} * max_m * kHidden, kType, rng);
+    for (std::int64_t i = 0; alike && i < kInputs * max_m; ++i) {
+      const auto first = x.begin() + i / max_m * max_m * kHidden;
+      std::copy(first, first + kHidden, x.begin() + i * kHidden);
+    }
+    return x;
+  }
   static DeviceArray<std::uint8_t> RandomBlocks(const PackedShape& shape, std::mt19937& rng) {
     const PackedShape all{shape.n * kExperts, shape.k,     shape.kind,
                           shape.bits,         shape.group, shape.offset};
@@ -440,9 +452,9 @@ class Mixture {
   const int max_m_;
 };
 
-void Moe(const std::vector<int>& tokens) {
+void Moe(const std::vector<int>& tokens, bool alike) {
   std::mt19937 rng(1);
-  const Mixture mixture(*std::max_element(tokens.begin(), tokens.end()), rng);
+  const Mixture mixture(*std::max_element(tokens.begin(), tokens.end()), alike, rng);
   const auto all = [&](int m, bool few) {
     return mixture.Time([&](int turn, bool dependent, cudaStream_t stream) {
       mixture.Route(m, turn, few, dependent, stream);
@@ -450,7 +462,7 @@ void Moe(const std::vector<int>& tokens) {
       mixture.Narrow(m, turn, few, true, stream);
     });
   };
-  std::printf("moe,tokens,kernels,route_us,gate_up_us,down_us,all_us\n");
+  const char* choice = alike ? "alike" : "random";
   for (int m : tokens) {
     for (bool few : {true, false}) {
       if (few && m > kFewTokens) continue;
@@ -464,7 +476,7 @@ void Moe(const std::vector<int>& tokens) {
       const double narrow = mixture.Time([&](int turn, bool dependent, cudaStream_t stream) {
         mixture.Narrow(m, turn, few, dependent, stream);
       });
-      std::printf("moe,%d,%s,%.2f,%.2f,%.2f,%.2f\n", m, few ? "few" : "grouped", route, wide,
+      std::printf("%s,%d,%s,%.2f,%.2f,%.2f,%.2f\n", choice, m, few ? "few" : "grouped", route, wide,
                   narrow, all(m, few));
       std::fflush(stdout);
     }
@@ -482,8 +494,9 @@ void Moe(const std::vector<int>& tokens) {
         mixture.Time([&](int, bool, cudaStream_t stream) { mixture.Dense(true, rows, stream); });
     const double dense_narrow =
         mixture.Time([&](int, bool, cudaStream_t stream) { mixture.Dense(false, rows, stream); });
-    std::printf("# %d tokens: products alone, grouped %.1f and %.1f us, dense bf16 %.1f and %.1f\n",
-                m, grouped_wide, grouped_narrow, dense_wide, dense_narrow);
+    std::printf(
+        "# %s, %d tokens: products alone, grouped %.1f and %.1f us, dense bf16 %.1f and %.1f\n",
+        choice, m, grouped_wide, grouped_narrow, dense_wide, dense_narrow);
     std::fflush(stdout);
   }
 }
@@ -509,7 +522,8 @@ int main(int argc, char** argv) {
   } else if (mode == "chain") {
     Chain(Split(codes), tokens("1,8,16,64"));
   } else if (mode == "moe") {
-    Moe(tokens("1,2,4,8,16,32,64,512,2048"));
+    std::printf("choice,tokens,kernels,route_us,gate_up_us,down_us,all_us\n");
+    for (bool alike : {false, true}) Moe(tokens("1,2,4,8,16,32,64,512,2048"), alike);
   } else {
     std::printf("usage: rows_bench row8|plans|chain|moe [--codes int8,e4m3] [--m 1,2]\n");
     return 64;
