@@ -56,19 +56,22 @@ std::int64_t SharedBytes(int tokens, int workers) {
 
 // Chooses what the plan leaves open. sharing_bytes: that there are for SharedBytes.
 Row8Plan Complete(Row8Plan plan, const Row8Params& p, int sms, std::int64_t sharing_bytes) {
-  const float weights = static_cast<float>(p.n) * static_cast<float>(p.k) / 4.2e6f + 2.0f;
+  const float weights = static_cast<float>(p.n) * static_cast<float>(p.k) / 4.2e6f;
   Row8Plan best;
   float best_us = 0.0f;
   for (const TileCost& cost : kTileCosts) {
     if (plan.tokens != 0 && plan.tokens != cost.tokens) continue;
-    const int items = (p.n + kRow8Rows - 1) / kRow8Rows * ((p.m + cost.tokens - 1) / cost.tokens);
+    const int token_items = (p.m + cost.tokens - 1) / cost.tokens;
+    const int items = (p.n + kRow8Rows - 1) / kRow8Rows * token_items;
+    // Once from memory, again from L2.
+    const float streaming = weights * (1.0f + 0.3f * static_cast<float>(token_items - 1)) + 2.0f;
     const float tile = static_cast<float>(p.units) * cost.unit + cost.tile;
     const bool may_share = items % sms != 0 && SharedBytes(cost.tokens, sms) <= sharing_bytes;
     for (int share : {-1, 1}) {
       if (may_share ? plan.share * share < 0 : share > 0) continue;
       const float rounds = share > 0 ? static_cast<float>(items) / static_cast<float>(sms)
                                      : static_cast<float>((items + sms - 1) / sms);
-      const float us = std::max(weights, rounds * tile) + (share > 0 ? cost.sharing : 0.0f);
+      const float us = std::max(streaming, rounds * tile) + (share > 0 ? cost.sharing : 0.0f);
       if (best_us == 0.0f || us < best_us) best_us = us, best = {cost.tokens, 0, share};
     }
   }
