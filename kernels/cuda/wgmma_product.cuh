@@ -105,11 +105,11 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     }
     __syncwarp();
     // ---- The warps of the norms: a tile's are there before its sums are ----
-    if (warp > kTileWarps && p.norm_in.square_sums != nullptr) {
+    if (!kGrouped && warp > kTileWarps && p.norm_in.square_sums != nullptr) {
       ptx::WaitForPrerequisites();
       for (int parity = 0; at.Next(p, group_tiles);) {
         if (!Finishes(p, at.unit)) continue;
-        TileNorms<kTokens>(p, rstd + parity * kTokens, at.token0);
+        TileNorms<kTokens>(p, rstd + parity * kTokens, at.token0, at.split);
         ptx::NamedBarrier(kNormsBarrier, kTileThreads - 32);
         parity ^= 1;
       }

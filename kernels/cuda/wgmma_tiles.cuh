@@ -130,18 +130,29 @@ __device__ __forceinline__ void CountGroupTiles(const TileParams& p, std::int32_
   if (threadIdx.x == 0) tiles[p.experts] = before;
 }
 
-// 1 / rms of the tokens of a tile, by the three warps beside the copying one.
+// 1 / rms of those tokens of a tile that this worker finishes, by the three warps beside the
+// copying one; they have few registers to wait for memory with.
 template <int kTokens>
-__device__ __forceinline__ void TileNorms(const TileParams& p, float* rstd, int token0) {
-  constexpr int kWarps = kTileThreads / 32 - kTileWarps - 1;
+__device__ __forceinline__ void TileNorms(const TileParams& p, float* rstd, int token0, int split) {
+  constexpr int kWarps = kTileThreads / 32 - kTileWarps - 1, kAtOnce = 4;
   const int warp = threadIdx.x / 32 - kTileWarps - 1, lane = threadIdx.x % 32;
-  for (int i = warp; i < kTokens; i += kWarps) {
+  for (int index = warp;; index += kWarps) {
+    const int i =
+        (split + index / kStagedTokens * p.splits) * kStagedTokens + index % kStagedTokens;
+    if (i >= kTokens) break;
     float sum = 0.0f;
     if (token0 + i < p.m) {
       const float* sums =
           p.norm_in.square_sums + static_cast<std::int64_t>(token0 + i) * p.norm_in.count;
-#pragma unroll 2
-      for (int j = lane; j < p.norm_in.count; j += 32) sum += sums[j];
+#pragma unroll 1
+      for (int j = lane; j < p.norm_in.count; j += 32 * kAtOnce) {
+        float each[kAtOnce];
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k)
+          each[k] = j + 32 * k < p.norm_in.count ? sums[j + 32 * k] : 0.0f;
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) sum += each[k];
+      }
     }
 #pragma unroll
     for (int delta = 16; delta > 0; delta /= 2) sum += __shfl_xor_sync(~0u, sum, delta);
