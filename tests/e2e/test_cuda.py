@@ -18,7 +18,10 @@ from load import Load, quantile, settle
 from reference import Score, cases, checkpoints, rounds_activations, same_or_tie
 
 # What rounding may do to gaps between logits: of one, on average; and which ties it may decide.
-TOLERANCES = {"f16": (0.1, 0.02, 0.1), "bf16": (0.5, 0.1, 0.3)}
+TOLERANCES = {"f16": (0.1, 0.02, 0.1), "bf16": (0.3, 0.06, 0.3)}
+# Random weights whose logits bf16 activations move farther: a forward that rounds wherever bf16 libraries do is off by
+# 0.43 (tiny-qwen2) and 0.84 (Q4_K).
+FARTHER_IN_BF16 = ("tiny-llama-awq", "tiny-llama-gguf", "tiny-qwen2")
 GREEDY = {"temperature": 0.0}
 
 
@@ -33,8 +36,8 @@ def tolerance_of(name, compute):
     most, mean, tie = TOLERANCES[compute]
     if rounds_activations(name):
         return 0.6, 0.1, tie
-    if "_k" in name:  # scales that are products of two numbers, which 16 bits round
-        return max(most, 0.2), max(mean, 0.04), tie
+    if compute == "bf16" and name.startswith(FARTHER_IN_BF16):
+        return 0.8, 0.12, tie
     return most, mean, tie
 
 
