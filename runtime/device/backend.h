@@ -107,6 +107,8 @@ class Backend {
 
   // The KV element type that "auto" means here.
   virtual DType DefaultKvDType(Compute compute) const = 0;
+  // Whether Compile can keep such a pool, its size aside; Unimplemented says what to change.
+  virtual absl::Status CheckKv(const KvLayout&) const { return absl::OkStatus(); }
   // What activations are rounded to, and weights beyond their format, for people: "f32", "f16".
   virtual std::string ComputeName() const = 0;
 

@@ -75,6 +75,14 @@ DType CpuBackend::DefaultKvDType(Compute compute) const {
   return compute == Compute::kF32 ? DType::kF32 : DType::kF16;
 }
 
+absl::Status CpuBackend::CheckKv(const KvLayout& kv) const {
+  if (kv.dtype == DType::kF32 || kv.dtype == DType::kF16 || kv.dtype == DType::kBF16)
+    return absl::OkStatus();
+  return absl::UnimplementedError(
+      absl::StrCat("the cpu backend keeps keys and values as F32, F16 or BF16, not ",
+                   NameOf(kv.dtype), "; change --kv-dtype"));
+}
+
 absl::StatusOr<std::int64_t> CpuBackend::PackedBytes(std::span<const LinearSpec> specs,
                                                      PackAxis axis) const {
   return CpuLinear::PackedBytes(specs, axis, context_.dense_form());
@@ -96,11 +104,7 @@ absl::StatusOr<std::unique_ptr<Runner>> CpuBackend::Compile(const Program& progr
                                                             const KvLayout& kv,
                                                             const StepLimits& limits,
                                                             const CompileOptions&) {
-  if (kv.dtype != DType::kF32 && kv.dtype != DType::kF16 && kv.dtype != DType::kBF16) {
-    return absl::UnimplementedError(
-        absl::StrCat("the cpu backend keeps keys and values as F32, F16 or BF16, not ",
-                     NameOf(kv.dtype), "; change --kv-dtype"));
-  }
+  RETURN_IF_ERROR(CheckKv(kv));
   ASSIGN_OR_RETURN(std::unique_ptr<CpuRunner> runner,
                    CpuRunner::Create(context_, program, std::move(weights), kv, limits));
   return std::unique_ptr<Runner>(std::move(runner));

@@ -22,6 +22,7 @@ class CpuBackend final : public Backend {
   // The first call measures the memory's read rate, for some milliseconds.
   const DeviceInfo& info() const override;
   DType DefaultKvDType(Compute compute) const override;
+  absl::Status CheckKv(const KvLayout& kv) const override;
   std::string ComputeName() const override;
   absl::StatusOr<std::int64_t> PackedBytes(std::span<const LinearSpec> specs,
                                            PackAxis axis) const override;

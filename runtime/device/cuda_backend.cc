@@ -97,6 +97,31 @@ absl::StatusOr<std::int64_t> CudaBackend::ExpandedBytes(std::span<const LinearSp
   return CudaLinear::ExpandedBytes(specs);
 }
 
+absl::Status CudaBackend::CheckKv(const KvLayout& kv) const {
+  if (kv.dtype != context_->dtype && kv.dtype != DType::kF8E4M3 && kv.dtype != DType::kI8) {
+    return absl::UnimplementedError(absl::StrCat(
+        "the cuda backend keeps keys and values as F8_E4M3, I8 or the type it computes in, ",
+        NameOf(context_->dtype), ", not ", NameOf(kv.dtype), "; change --kv-dtype or --compute"));
+  }
+  if (kv.page_tokens != 64) {
+    return absl::UnimplementedError(
+        absl::StrCat("the cuda backend keeps 64 tokens a page of KV, not ", kv.page_tokens));
+  }
+  if (kv.head_dim % 8 != 0 || kv.head_dim > 256) {
+    return absl::UnimplementedError(
+        absl::StrCat("the cuda backend attends with heads of a multiple of 8, at most 256; the "
+                     "model's have ",
+                     kv.head_dim));
+  }
+  if (kv.Scaled() && kv.head_dim % 16 != 0) {
+    return absl::UnimplementedError(absl::StrCat(
+        "the cuda backend keeps keys and values in 8 bits for heads of a multiple of 16; the "
+        "model's have ",
+        kv.head_dim, ": change --kv-dtype"));
+  }
+  return absl::OkStatus();
+}
+
 std::int64_t CudaBackend::WorkspaceBytes(const Program& program, const StepLimits& limits) const {
   return CudaRunner::WorkspaceBytes(context_->dtype, program, limits);
 }
@@ -110,11 +135,7 @@ absl::StatusOr<std::unique_ptr<Runner>> CudaBackend::Compile(const Program& prog
                                                              const KvLayout& kv,
                                                              const StepLimits& limits,
                                                              const CompileOptions& options) {
-  if (kv.dtype != context_->dtype && kv.dtype != DType::kF8E4M3 && kv.dtype != DType::kI8) {
-    return absl::UnimplementedError(absl::StrCat(
-        "the cuda backend keeps keys and values as F8_E4M3, I8 or the type it computes in, ",
-        NameOf(context_->dtype), ", not ", NameOf(kv.dtype), "; change --kv-dtype or --compute"));
-  }
+  RETURN_IF_ERROR(CheckKv(kv));
   context_->lanes.Release();  // weights are there: what they came through makes room
   ASSIGN_OR_RETURN(std::unique_ptr<CudaRunner> runner,
                    CudaRunner::Create(context_, program, std::move(weights), kv, limits, options));

@@ -17,6 +17,7 @@ class CudaBackend final : public Backend {
 
   const DeviceInfo& info() const override { return info_; }
   DType DefaultKvDType(Compute) const override { return context_->dtype; }
+  absl::Status CheckKv(const KvLayout& kv) const override;
   std::string ComputeName() const override;
   absl::StatusOr<std::int64_t> PackedBytes(std::span<const LinearSpec> specs,
                                            PackAxis axis) const override;

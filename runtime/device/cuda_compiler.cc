@@ -49,28 +49,7 @@ cuda::ProductCut CudaCompiler::Cut(const CudaStepShape& shape, bool deterministi
   return shape.decode ? cuda::ProductCut::kStream : cuda::ProductCut::kTiles;
 }
 
-absl::Status CudaCompiler::Check() const {
-  if (kv_.page_tokens != 64) {
-    return absl::UnimplementedError(
-        absl::StrCat("the cuda backend keeps 64 tokens a page of KV, not ", kv_.page_tokens));
-  }
-  if (kv_.head_dim % 8 != 0 || kv_.head_dim > 256) {
-    return absl::UnimplementedError(
-        absl::StrCat("the cuda backend attends with heads of a multiple of 8, at most 256; the "
-                     "model's have ",
-                     kv_.head_dim));
-  }
-  if (kv_.Scaled() && kv_.head_dim % 16 != 0) {
-    return absl::UnimplementedError(absl::StrCat(
-        "the cuda backend keeps keys and values in 8 bits for heads of a multiple of 16; the "
-        "model's have ",
-        kv_.head_dim, ": change --kv-dtype"));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status CudaCompiler::Compile() {
-  RETURN_IF_ERROR(Check());
   in_f32_.resize(program_.buffers.size());
   for (index_ = 0; index_ < program_.ops.size(); ++index_) {
     RETURN_IF_ERROR(std::visit([this](const auto& op) { return Emit(op); }, program_.ops[index_]));

@@ -33,8 +33,6 @@ class CudaCompiler {
   // How products are cut: a phase is the same whatever a step carries.
   static cuda::ProductCut Cut(const CudaStepShape& shape, bool deterministic);
 
-  absl::Status Check() const;
-
   // Each emits one op, and may take the next with it: index_ is then moved on.
   absl::Status Emit(const EmbedOp& op);
   absl::Status Emit(const RmsNormOp& op);

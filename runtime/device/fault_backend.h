@@ -19,6 +19,7 @@ class FaultBackend final : public Backend {
 
   const DeviceInfo& info() const override { return backend_->info(); }
   DType DefaultKvDType(Compute compute) const override { return backend_->DefaultKvDType(compute); }
+  absl::Status CheckKv(const KvLayout& kv) const override { return backend_->CheckKv(kv); }
   std::string ComputeName() const override { return backend_->ComputeName(); }
   absl::StatusOr<std::int64_t> PackedBytes(std::span<const LinearSpec> specs,
                                            PackAxis axis) const override {

@@ -110,6 +110,7 @@ absl::StatusOr<KvLayout> Layout(const ModelConfig& config, const PlanOptions& op
   kv.head_dim = config.head_dim;
   kv.page_tokens = options.page_tokens;
   kv.dtype = options.kv_dtype.value_or(backend.DefaultKvDType(options.compute));
+  RETURN_IF_ERROR(backend.CheckKv(kv));
   return kv;
 }
 

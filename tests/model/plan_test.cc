@@ -122,6 +122,22 @@ TEST_F(PlanTest, KeepsTheModelsContextBesideASmallPoolUnlessOneWasAskedFor) {
   EXPECT_THAT(std::string(asked.status().message()), HasSubstr("--max-context 128"));
 }
 
+// Before a byte of the weights is read.
+TEST_F(PlanTest, RefusesKeysAndValuesThatTheBackendCannotKeep) {
+  ASSERT_NO_FATAL_FAILURE(Open("llama"));
+  PlanOptions options;
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+    options.kv_dtype = dtype;
+    EXPECT_TRUE(Plan(options).ok()) << NameOf(dtype);
+  }
+  for (const DType dtype : {DType::kF8E4M3, DType::kI8}) {
+    options.kv_dtype = dtype;
+    const absl::Status status = Plan(options).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented) << NameOf(dtype);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("--kv-dtype"));
+  }
+}
+
 // A backend that could keep copies.
 class CopyingBackend final : public Backend {
  public:
