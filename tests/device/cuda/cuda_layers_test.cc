@@ -156,7 +156,8 @@ TEST_P(CudaLayersTest, AgreeWithTheCpu) {
       return std::move(runner).value();
     };
     const auto reference = compile(*cpu), runner = compile(*cuda);
-    const double tolerance = GetParam() == Compute::kF16 ? 0.03 : 0.05;
+    // Inputs that round to the next of 8-bit codes are most of it.
+    const double tolerance = GetParam() == Compute::kF16 ? 0.04 : 0.05;
     for (const bool decode : {false, true}) {
       for (const int tokens : {1, 5, 16, 64, 80}) {
         if (decode && tokens > kSequences) continue;
