@@ -189,7 +189,7 @@ TEST_P(CpuLinearTest, IntegerProductsAreExactForQuantizedInputs) {
         if (!Pack(c.weight, DenseForm::kRounded)->segments()[0].integer) continue;
         ++integer;
         SCOPED_TRACE(testing::Message() << c.name << " " << n << " by " << k);
-        for (const std::int64_t rows : {1, 3, 13}) {
+        for (const std::int64_t rows : {1, 3, 13, 17}) {  // around tiles of sixteen
           CheckIntegerProducts(kernels(), c, rounding, rows, products);
         }
       }
@@ -215,13 +215,13 @@ TEST_P(CpuLinearTest, LargestCodesDoNotOverflow) {
     for (auto& code : affine.codes.As<std::uint8_t>()) code = 255;
     for (auto& zero : std::get<ZeroCodes>(affine.offset).zeros.As<std::uint8_t>()) zero = 0;
   }
-  const std::vector<float> x(4 * kK, 5.0f);
+  const std::vector<float> x(16 * kK, 5.0f);
   for (const NamedWeight& c : all) {
     SCOPED_TRACE(c.name);
     const std::vector<float> w = Dequantize(c.weight).value();
     const auto linear = Pack(c.weight, DenseForm::kRounded);
     Products products(kernels(), 1, InputRounding::kInt16);
-    for (const std::int64_t rows : {1, 4}) {
+    for (const std::int64_t rows : {1, 4, 16}) {
       const auto y = products.Run(*linear, {x.begin(), x.begin() + rows * kK}, rows);
       for (std::int64_t i = 0; i < kN; ++i) {
         double sum = 0;
