@@ -130,7 +130,7 @@ float DenseMicroseconds(const ProductArgs& args) {
   const float product = 3.5f + std::sqrt(std::hypot(read * read, multiply * multiply));
   const bool plain =
       args.output == Output::kStore && args.bias == nullptr && args.norm_in.square_sums == nullptr;
-  const float bytes = args.m <= RawTokens(args.w.shape.n) ? 3 : 6;  // an element
+  const float bytes = args.m <= RawTokens(args.w.shape.n) ? 5.5f : 10;  // an element
   return plain ? product : product + 1.5f + bytes * m * n / 5e6f;
 }
 

@@ -111,10 +111,10 @@ struct UnitCost {
   float at16, at32, at64, at128;
 };
 constexpr UnitCost kUnitCosts[] = {
-    {4, false, false, 0.65f, 0.71f, 0.87f, 1.50f}, {4, false, true, 0.89f, 0.96f, 1.11f, 1.62f},
-    {4, true, true, 0.88f, 0.92f, 1.07f, 1.57f},   {8, false, false, 0.74f, 0.83f, 1.00f, 1.75f},
-    {8, false, true, 0.93f, 0.98f, 1.15f, 1.80f},  {0, false, false, 0.96f, 1.00f, 1.17f, 1.60f},
-    {0, false, true, 1.24f, 1.29f, 1.45f, 2.00f}};
+    {4, false, false, 0.65f, 0.71f, 0.87f, 1.50f}, {4, false, true, 0.89f, 0.96f, 1.11f, 1.73f},
+    {4, true, true, 0.88f, 0.92f, 1.07f, 1.64f},   {8, false, false, 0.74f, 0.83f, 1.00f, 1.57f},
+    {8, false, true, 0.93f, 0.98f, 1.15f, 1.80f},  {0, false, false, 0.96f, 1.00f, 1.17f, 1.62f},
+    {0, false, true, 1.24f, 1.29f, 1.45f, 2.05f}};
 float UnitMicroseconds(const PackedShape& shape, DType dtype, int tokens) {
   const bool codebook = shape.kind == CodeKind::kCodebook;
   const bool fine = codebook || shape.group != kUnitColumns;
@@ -149,7 +149,8 @@ TilePlan ChooseTiles(const ProductArgs& args, const TileWorkspace& workspace, in
                              {128, 6.0f, 2.0f, 5.7f}};
   constexpr float kStart = 1.0f;
   constexpr float kFinishKernel = 2.5f;         // instead of swapping
-  constexpr float kFlopsAMicrosecond = 640e6f;  // that the card's power allows
+  constexpr float kFlopsAMicrosecond = 615e6f;  // that the card's power allows
+  constexpr float kThrottled = 0.1f;            // slower where that lasts, by two tiles an SM
   const PackedShape& shape = args.w.shape;
   const std::int64_t units = shape.Units();
   const float least = 2.0f * static_cast<float>(shape.n) * static_cast<float>(shape.k) *
@@ -167,11 +168,13 @@ TilePlan ChooseTiles(const ProductArgs& args, const TileWorkspace& workspace, in
     };
     const auto each = static_cast<float>(units) * unit;
     const std::int64_t rounds = (tiles + sms - 1) / sms;
-    consider({cost.tokens, 1, false}, static_cast<float>(rounds) * (each + cost.epilogue));
-    if (tiles >= sms && swaps) {
+    const float an_sm = static_cast<float>(tiles) / static_cast<float>(sms);
+    const float slower = 1 + kThrottled * std::clamp(an_sm - 1, 0.0f, 1.0f);
+    consider({cost.tokens, 1, false}, slower * static_cast<float>(rounds) * (each + cost.epilogue));
+    if (an_sm > 0.5f && swaps) {  // fewer than SMs: all hand parts on
+      const float waits = 2 * cost.wait + (an_sm < 1 ? cost.swap : 0.0f);
       consider({cost.tokens, 1, true},
-               static_cast<float>(tiles) / static_cast<float>(sms) * (each + cost.epilogue) +
-                   2 * cost.wait);
+               slower * (an_sm * each + std::max(an_sm, 1.0f) * cost.epilogue) + waits);
     }
     const std::int64_t most = std::min(sms / tiles, units / 2);
     for (std::int64_t splits = 2; splits <= most; ++splits) {
