@@ -222,21 +222,18 @@ absl::StatusOr<MemoryPlan> FitWeights(const MemoryPlan& wanted, const BuiltProgr
     return absl::Status(bytes.status().code(),
                         absl::StrCat("--prefill-weights=expanded: ", bytes.status().message()));
   }
-  MemoryPlan packed = wanted, expanded = wanted;
-  if (asked) {
-    expanded.expanded_bytes = *bytes;
-    RETURN_IF_ERROR(Fit(built.program, backend, options, expanded));
-    return expanded;
-  }
-  RETURN_IF_ERROR(Fit(built.program, backend, options, packed));
-  if (options.prefill_weights == PrefillWeights::kPacked || options.deterministic || !bytes.ok())
-    return packed;
+  MemoryPlan plan = wanted;
+  if (asked) plan.expanded_bytes = *bytes;
+  RETURN_IF_ERROR(Fit(built.program, backend, options, plan));
+  const bool undecided =
+      options.prefill_weights == PrefillWeights::kAuto && !options.deterministic && bytes.ok();
+  if (!undecided) return plan;
+  MemoryPlan expanded = plan;
   expanded.expanded_bytes = *bytes;
-  const bool fits = Fit(built.program, backend, options, expanded).ok() &&
-                    expanded.limits.max_context == packed.limits.max_context &&
-                    static_cast<double>(expanded.kv_bytes) >=
-                        kLeastKvShare * static_cast<double>(packed.kv_bytes);
-  return fits ? expanded : packed;
+  const bool fits =
+      SizeKvPool(options, backend.info(), expanded).ok() &&
+      static_cast<double>(expanded.kv_bytes) >= kLeastKvShare * static_cast<double>(plan.kv_bytes);
+  return fits ? expanded : plan;
 }
 
 }  // namespace
