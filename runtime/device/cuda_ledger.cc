@@ -56,11 +56,7 @@ absl::StatusOr<std::vector<CudaRunner::Cost>> CudaRunner::Ledger(const LedgerSte
   input.block_table_offsets = offsets;
   input.block_tables = tables;
   input.logit_rows = rows;
-  const std::int64_t bytes = step_layout_.Write(input, shape, sets_[0].inputs.data());
-  RETURN_IF_ERROR(CudaError(
-      cudaMemcpyAsync(workspace_.data() + inputs_at_, sets_[0].inputs.data(),
-                      static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice, stream_.get()),
-      "copying step inputs"));
+  RETURN_IF_ERROR(SendInputs(input, shape, sets_[0], "a ledger"));
 
   std::vector<Cost> costs;
   const auto time = [&](cudaGraphExec_t exec, Cost cost) -> absl::Status {

@@ -204,17 +204,21 @@ absl::Status CudaRunner::Capture(const CudaStepShape& shape) {
   return absl::OkStatus();
 }
 
+absl::Status CudaRunner::SendInputs(const StepInput& input, const CudaStepShape& shape,
+                                    const Set& set, const std::string& what) {
+  const std::int64_t bytes = step_layout_.Write(input, shape, set.inputs.data());
+  return CudaError(
+      cudaMemcpyAsync(workspace_.data() + inputs_at_, set.inputs.data(),
+                      static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice, stream_.get()),
+      absl::StrCat(what, ": copying its inputs"));
+}
+
 // The inputs of a step of nobody.
 absl::Status CudaRunner::SendEmpty(const CudaStepShape& shape) {
-  const CudaMemory& inputs = sets_[0].inputs;
   const std::int32_t offsets[1] = {0};
   StepInput nobody;
   nobody.block_table_offsets = offsets;
-  const std::int64_t bytes = step_layout_.Write(nobody, shape, inputs.data());
-  RETURN_IF_ERROR(CudaError(
-      cudaMemcpyAsync(workspace_.data() + inputs_at_, inputs.data(),
-                      static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice, stream_.get()),
-      "copying step inputs"));
+  RETURN_IF_ERROR(SendInputs(nobody, shape, sets_[0], "a step of nobody"));
   return CudaError(cudaStreamSynchronize(stream_.get()), "copying step inputs");
 }
 
@@ -281,11 +285,7 @@ absl::Status CudaRunner::LaunchStep(const StepInput& input, const std::string& w
   if (graph != nullptr) shape.tokens = shape.rows = shape.sequences = graph->sequences;
 
   RETURN_IF_ERROR(CudaError(cudaEventRecord(set.begin.get(), stream), what));
-  const std::int64_t bytes = step_layout_.Write(input, shape, set.inputs.data());
-  RETURN_IF_ERROR(
-      CudaError(cudaMemcpyAsync(workspace_.data() + inputs_at_, set.inputs.data(),
-                                static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice, stream),
-                absl::StrCat(what, ": copying its inputs")));
+  RETURN_IF_ERROR(SendInputs(input, shape, set, what));
   RETURN_IF_ERROR(slots_.Begin(input.slot_inits, next_set_, stream));
   if (graph != nullptr) {
     RETURN_IF_ERROR(

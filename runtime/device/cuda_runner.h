@@ -81,6 +81,8 @@ class CudaRunner final : public Runner {
                                                  const CompileOptions& options);
   absl::Status CaptureGraphs();
   absl::Status Capture(const CudaStepShape& shape);
+  absl::Status SendInputs(const StepInput& input, const CudaStepShape& shape, const Set& set,
+                          const std::string& what);
   absl::Status SendEmpty(const CudaStepShape& shape);
   absl::StatusOr<CudaGraphExec> CaptureLaunches(const std::function<absl::Status()>& launch,
                                                 const std::string& what);
