@@ -23,7 +23,7 @@ bool WantsWholeNorm(const CudaSegment& segment) {
 // Whether attention ropes and appends itself. For a few sequences a kernel of its own is faster:
 // it runs while attention's keys are on their way. The bits are the same.
 bool AttentionAppends(const CudaStepShape& shape) {
-  constexpr int kFewSequences = 4;
+  constexpr int kFewSequences = 2;
   return shape.decode && shape.sequences > kFewSequences;
 }
 
