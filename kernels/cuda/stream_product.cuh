@@ -541,9 +541,11 @@ cudaError_t LaunchStream(const StreamGeometry& geometry, bool dependent, cudaStr
     return Launch(kernel, geometry.blocks, 32 * StreamWarps(kTokenTiles), geometry.shared_bytes,
                   {stream, dependent}, geometry.params);
   }
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, geometry.shared_bytes);
-  if (error != cudaSuccess) return error;
+  if (geometry.shared_bytes > 48 * 1024) {  // never lowered: Launch takes the first 48 KB as given
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, geometry.shared_bytes);
+    if (error != cudaSuccess) return error;
+  }
   cudaLaunchAttribute attributes[2];
   attributes[0].id = cudaLaunchAttributeClusterDimension;
   attributes[0].val.clusterDim.x = 2;
