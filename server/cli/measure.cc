@@ -229,6 +229,8 @@ absl::StatusOr<ArrivalsResult> Measurement::Arrivals(std::int32_t streams, std::
                    Submit(prompts, prompt_tokens, output_tokens, &arrived));
   for (const auto& prompt : arrivals) RETURN_IF_ERROR(prompt->WaitFor(1));
   const absl::Time over = MonotonicNow();
+  // The prompts may all have been read within one gap, whose end is still to come.
+  for (const auto& chat : chats) RETURN_IF_ERROR(chat->WaitForNext());
   if (std::any_of(chats.begin(), chats.end(), [](const auto& chat) { return chat->ended(); })) {
     return absl::FailedPreconditionError(
         absl::StrCat("answers of ", longest, " tokens ended before all ", prompts,

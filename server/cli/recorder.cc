@@ -30,6 +30,14 @@ absl::Status Recorder::WaitFor(std::int32_t tokens) {
   return absl::InternalError("an answer ended before its length");
 }
 
+absl::Status Recorder::WaitForNext() {
+  std::unique_lock lock(mutex_);
+  const std::int32_t next = wanted_ = tokens_ + 1;
+  changed_.wait(lock, [&] { return end_.has_value() || tokens_ >= next; });
+  wanted_ = 0;
+  return tokens_ >= next ? absl::OkStatus() : *end_;
+}
+
 absl::StatusOr<Timeline> Recorder::Wait() {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [this] { return end_.has_value(); });

@@ -30,6 +30,8 @@ class Recorder final : public StreamWaker {
 
   // Until so many tokens came, or why the stream ended before.
   absl::Status WaitFor(std::int32_t tokens);
+  // Until another token came, or the stream ended: why, if not as asked.
+  absl::Status WaitForNext();
   // The timeline once the stream has ended, or why it ended early.
   absl::StatusOr<Timeline> Wait();
   bool ended() const;
