@@ -9,20 +9,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/row8.h"
+#include "runtime/base/ceil_div.h"
+#include "runtime/base/overloaded.h"
 #include "runtime/base/status.h"
 #include "runtime/device/cuda_linear.h"
 
 namespace nibble {
 namespace {
-
-template <typename... Arms>
-struct Overloaded : Arms... {
-  using Arms::operator()...;
-};
-template <typename... Arms>
-Overloaded(Arms...) -> Overloaded<Arms...>;
-
-constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 float NumberAt(const HostBuffer& data, DType dtype, std::size_t i) {
   switch (dtype) {

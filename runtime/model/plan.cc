@@ -6,6 +6,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "runtime/base/ceil_div.h"
 #include "runtime/base/status.h"
 #include "runtime/model/program_builder.h"
 
@@ -32,8 +33,6 @@ constexpr std::int32_t kMinLogitRows =
 constexpr std::int64_t kHostOther = 24 * kMiB, kDeviceShared = 672 * kMiB, kDeviceOther = 48 * kMiB;
 constexpr std::int64_t kBytesPerVocabularyEntry =
     192;  // strings, hash entries and merges of the tokenizer
-
-constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 bool OnHost(const DeviceInfo& info) { return absl::StartsWith(info.name, "cpu"); }
 
