@@ -15,6 +15,15 @@
 
 namespace nibble {
 
+// The bits of one as another of the same size.
+template <typename To, typename From>
+__host__ __device__ __forceinline__ To BitsAs(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
 // How offsets count, the same for a whole matrix: half2 as bits, or f32 where T is bfloat16. With
 // it every mode takes the same instructions: they run once a group, as often as every k-step.
 struct OffsetRule {
@@ -26,11 +35,11 @@ struct OffsetRule {
 template <typename T>
 __host__ __device__ inline OffsetRule RuleOf(OffsetMode mode, float zero, float by) {
   const auto bits = [](float v) {
-    const half2 pair = __float2half2_rn(v);
-    std::uint32_t word;
-    memcpy(&word, &pair, 4);
-    if constexpr (!std::is_same_v<T, half>) memcpy(&word, &v, 4);
-    return word;
+    if constexpr (std::is_same_v<T, half>) {
+      return BitsAs<std::uint32_t>(__float2half2_rn(v));
+    } else {
+      return BitsAs<std::uint32_t>(v);
+    }
   };
   const bool biases = mode == OffsetMode::kBias;
   const bool zeros = mode == OffsetMode::kZeros;
@@ -53,14 +62,14 @@ struct Dequantizer {
   __host__ __device__ __forceinline__ void Set(std::uint32_t scales, std::uint32_t offsets,
                                                const OffsetRule& rule) {
     if constexpr (kHalf) {
-      const half2 s = __hmul2(Half2(scales), Half2(rule.by));
+      const half2 s = __hmul2(BitsAs<half2>(scales), BitsAs<half2>(rule.by));
       scale[0] = __low2half2(s), scale[1] = __high2half2(s);
       if constexpr (!Codes::kTable) {
-        const half2 o = Half2(offsets), lift = __float2half2_rn(1024.0f),
-                    z = Fma2(o, Half2(rule.zeros), Half2(rule.zero));
+        const half2 o = BitsAs<half2>(offsets), lift = __float2half2_rn(1024.0f),
+                    z = Fma2(o, BitsAs<half2>(rule.zeros), BitsAs<half2>(rule.zero));
         const half2 whole = __hsub2(__hadd2(z, lift), lift);
         // Fractions of zero points, or biases.
-        const half2 b = Fma2(__hsub2(whole, z), s, __hmul2(o, Half2(rule.biases)));
+        const half2 b = Fma2(__hsub2(whole, z), s, __hmul2(o, BitsAs<half2>(rule.biases)));
         const half2 base = __floats2half2_rn(-1024.0f, -1024.0f / (1 << Codes::kBitHigh));
         const half2 c = __hsub2(base, whole);
         shift[0] = __low2half2(c), shift[1] = __high2half2(c);
@@ -68,11 +77,13 @@ struct Dequantizer {
       }
     } else {
       float2 s = ToFloats(scales), b = {};
-      s.x *= Float(rule.by), s.y *= Float(rule.by);
+      s.x *= BitsAs<float>(rule.by), s.y *= BitsAs<float>(rule.by);
       if constexpr (!Codes::kTable) {  // weights are s * q + b
         const float2 o = ToFloats(offsets);
-        b.x = fmaf(-s.x, fmaf(o.x, Float(rule.zeros), Float(rule.zero)), o.x * Float(rule.biases));
-        b.y = fmaf(-s.y, fmaf(o.y, Float(rule.zeros), Float(rule.zero)), o.y * Float(rule.biases));
+        b.x = fmaf(-s.x, fmaf(o.x, BitsAs<float>(rule.zeros), BitsAs<float>(rule.zero)),
+                   o.x * BitsAs<float>(rule.biases));
+        b.y = fmaf(-s.y, fmaf(o.y, BitsAs<float>(rule.zeros), BitsAs<float>(rule.zero)),
+                   o.y * BitsAs<float>(rule.biases));
       }
       if constexpr (kTwoScales) {
         SetTwoScales(s, b);
@@ -104,28 +115,28 @@ struct Dequantizer {
     const int r = pair & 1;
     if constexpr (Codes::kTable) {
       if constexpr (kHalf) {
-        return Bits(__hmul2(Half2(codebook), scale[r]));
+        return BitsAs<std::uint32_t>(__hmul2(BitsAs<half2>(codebook), scale[r]));
       } else {
-        const __nv_bfloat162 v = Bf16Two(codebook);
-        return Bits(Fma2(v, scale[r], __hmul2(v, scale_rest[r])));
+        const __nv_bfloat162 v = BitsAs<__nv_bfloat162>(codebook);
+        return BitsAs<std::uint32_t>(Fma2(v, scale[r], __hmul2(v, scale_rest[r])));
       }
     } else {
       const std::uint32_t q = codes.RawPair(step, pair, magic);
       if constexpr (kHalf) {
-        const half2 v = Half2(q);  // 1024 + q, or 1024 + q * 2^kBitHigh
+        const half2 v = BitsAs<half2>(q);  // 1024 + q, or 1024 + q * 2^kBitHigh
         const half2 whole =
             r == 0 || Codes::kBitHigh == 0
                 ? __hadd2(v, shift[r])
                 : Fma2(v, __float2half2_rn(1.0f / (1 << Codes::kBitHigh)), shift[r]);
-        return Bits(Fma2(whole, scale[r], bias[r]));
+        return BitsAs<std::uint32_t>(Fma2(whole, scale[r], bias[r]));
       } else if constexpr (kTwoScales) {
-        const __nv_bfloat162 whole = __hadd2(Bf16Two(q), shift[r]);  // of 128 + q
-        return Bits(Fma2(whole, scale[r], Fma2(whole, scale_rest[r], bias[r])));
+        const __nv_bfloat162 whole = __hadd2(BitsAs<__nv_bfloat162>(q), shift[r]);  // of 128 + q
+        return BitsAs<std::uint32_t>(Fma2(whole, scale[r], Fma2(whole, scale_rest[r], bias[r])));
       } else {
         float2 v;
         if constexpr (Codes::kWidth == 8) {
-          v.x = Float(0x4B000000u | (q & 0xffffu)) - 8388608.0f;
-          v.y = Float(0x4B000000u | (q >> 16)) - 8388608.0f;
+          v.x = BitsAs<float>(0x4B000000u | (q & 0xffffu)) - 8388608.0f;
+          v.y = BitsAs<float>(0x4B000000u | (q >> 16)) - 8388608.0f;
         } else {
           v = Bf16Floats(q);  // 128 + q
         }
@@ -172,42 +183,14 @@ struct Dequantizer {
     to[0] = __low2bfloat162(pair), to[1] = __high2bfloat162(pair);
     return __bfloat1622float2(pair);
   }
-  static __host__ __device__ __forceinline__ half2 Half2(std::uint32_t v) {
-    half2 h;
-    memcpy(&h, &v, 4);
-    return h;
-  }
-  static __host__ __device__ __forceinline__ std::uint32_t Bits(half2 h) {
-    std::uint32_t v;
-    memcpy(&v, &h, 4);
-    return v;
-  }
-  static __host__ __device__ __forceinline__ __nv_bfloat162 Bf16Two(std::uint32_t v) {
-    __nv_bfloat162 two;
-    memcpy(&two, &v, 4);
-    return two;
-  }
-  static __host__ __device__ __forceinline__ std::uint32_t Bits(__nv_bfloat162 two) {
-    std::uint32_t v;
-    memcpy(&v, &two, 4);
-    return v;
-  }
-  static __host__ __device__ __forceinline__ float Float(std::uint32_t v) {
-    float f;
-    memcpy(&f, &v, 4);
-    return f;
-  }
   static __host__ __device__ __forceinline__ float2 ToFloats(std::uint32_t v) {
-    return __half22float2(Half2(v));
+    return __half22float2(BitsAs<half2>(v));
   }
   static __host__ __device__ __forceinline__ float2 Bf16Floats(std::uint32_t v) {
-    return make_float2(Float(v << 16), Float(v & 0xffff0000u));
+    return make_float2(BitsAs<float>(v << 16), BitsAs<float>(v & 0xffff0000u));
   }
   static __host__ __device__ __forceinline__ std::uint32_t Bf16Pair(float first, float second) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
-    std::uint32_t v;
-    memcpy(&v, &pair, 4);
-    return v;
+    return BitsAs<std::uint32_t>(__floats2bfloat162_rn(first, second));
   }
 };
 
