@@ -36,6 +36,8 @@ absl::Status AddedTokenMatcher::Add(const AddedToken& token, absl::string_view t
     return absl::InvalidArgumentError(absl::StrCat("added token ", token.id, " has ", text.size(),
                                                    " bytes; it needs 1 to ", kMaxContentBytes));
   }
+  // Found in a text of whole characters, it would cut one.
+  if (!IsValidUtf8(text)) return absl::OkStatus();
   std::uint32_t node = 0;
   for (const char byte : text) {
     const auto [edge, inserted] =

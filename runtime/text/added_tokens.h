@@ -27,7 +27,8 @@ struct AddedToken {
 // Finds the tokens of one pass. Filled once, then immutable and thread-safe.
 class AddedTokenMatcher {
  public:
-  // InvalidArgument for an empty or overlong text. A text twice: the first counts.
+  // InvalidArgument for an empty or overlong text. A text twice: the first counts. One that is not
+  // UTF-8 is never found.
   absl::Status Add(const AddedToken& token, absl::string_view text);
   bool empty() const { return tokens_.empty(); }
 

@@ -334,6 +334,18 @@ TEST(GgufVocabularyTest, TokensThatAreNotUtf8AreHarmless) {
   EXPECT_EQ((*tokenizer)->Decode({9}, true), "a\xEF\xBF\xBD");
 }
 
+// One found before the model runs would leave it a part of a character.
+TEST(GgufVocabularyTest, NoAddedTokenCutsACharacter) {
+  GgufVocabulary v = SmallScored();
+  for (const char* half : {"\xBD", "\xBD\xA0", "\xE4\xBD"}) {
+    v.tokens[9] = half;
+    v.types[9] = 4;
+    const auto tokenizer = Tokenizer::FromGguf(v);
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    EXPECT_EQ(Encode(**tokenizer, "ab\xE4\xBD\xA0"), (Ids{7, 0}));
+  }
+}
+
 // tokenizer.json with the given parts around a tiny model.
 std::string SmallJson(const std::string& members, const std::string& model_members = "") {
   return absl::StrCat(
