@@ -35,6 +35,7 @@ constexpr Outcome kOutcomes[] = {
     {absl::StatusCode::kResourceExhausted, "QUEUE_FULL"},
     {absl::StatusCode::kUnavailable, "MODEL_LOADING"},
     {absl::StatusCode::kUnavailable, "DRAINING"},
+    {absl::StatusCode::kUnavailable, "MODEL_FAILED"},
     {absl::StatusCode::kUnavailable, "DEVICE_FAULT"},
     {absl::StatusCode::kInternal, "DEVICE_FAULT"},
     {absl::StatusCode::kInternal, "NAN_LOGITS"},

@@ -29,6 +29,12 @@ absl::Status Draining(const std::string& name) {
       absl::Seconds(1));
 }
 
+absl::Status Loading(const std::string& name) {
+  return WithRetry(WithReason(absl::UnavailableError(absl::StrCat("model '", name, "' is loading")),
+                              "MODEL_LOADING"),
+                   kRetryLoading);
+}
+
 absl::Status ShuttingDown() {
   return WithRetry(WithReason(absl::UnavailableError("the server is shutting down"), "DRAINING"),
                    absl::Seconds(1));
@@ -65,12 +71,14 @@ struct ModelHub::Impl {
     ModelState state = ModelState::kLoading;
     LoadedModel loaded;
     std::shared_ptr<const ServedModel> model;
-    std::string error;
+    std::string error;         // kFailed: why,
+    bool device_lost = false;  // and whether it was the device
     bool loading = false;
     std::optional<LoadStage> progress = std::nullopt;  // while `loading`
     std::shared_ptr<ModelMetrics> metrics;
 
     ModelStatus Status() const { return {name, state, model, error, progress}; }
+    absl::Status CheckReplaceable(ReplacePolicy policy) const;
   };
 
   Impl(Options hub_options, Metrics* hub_metrics)
@@ -109,6 +117,7 @@ struct ModelHub::Impl {
       std::lock_guard lock(mutex);
       if (Entry* entry = FindEntry(name)) {
         entry->error = std::string(error.message());
+        entry->device_lost = true;
         SetState(*entry, ModelState::kFailed);
         status = entry->Status();
       }
@@ -162,24 +171,25 @@ absl::Status ModelHub::ShareKvMemory(std::vector<LoadSpec>* specs) const {
 
 // --- load ---
 
+// Whether a load may take the name. What ends by itself is worth another try: a model that is being
+// unloaded, and another load where this one would replace what comes of it.
+absl::Status ModelHub::Impl::Entry::CheckReplaceable(ReplacePolicy policy) const {
+  if (state == ModelState::kDraining && !loading) return Draining(name);
+  if (policy == ReplacePolicy::kRefuse && (loading || state != ModelState::kFailed)) {
+    return WithReason(absl::AlreadyExistsError(absl::StrCat(
+                          "model '", name, "' is ", loading ? "being loaded" : "loaded",
+                          "; choose another name or a replace policy")),
+                      "MODEL_EXISTS");
+  }
+  return loading ? Loading(name) : absl::OkStatus();
+}
+
 absl::Status ModelHub::Impl::Begin(const LoadSpec& spec, ModelStatus* status) {
   RETURN_IF_ERROR(ValidateModelName(spec.name));
   std::lock_guard lock(mutex);
   if (draining) return ShuttingDown();
   Entry* entry = FindEntry(spec.name);
-  const bool failed = entry != nullptr && entry->state == ModelState::kFailed;
-  if (entry != nullptr && (entry->loading || entry->state == ModelState::kDraining)) {
-    return WithReason(
-        absl::AlreadyExistsError(absl::StrCat("model '", spec.name, "' is just being ",
-                                              entry->loading ? "loaded" : "unloaded")),
-        "MODEL_EXISTS");
-  }
-  if (entry != nullptr && !failed && spec.replace == ReplacePolicy::kRefuse) {
-    return WithReason(
-        absl::AlreadyExistsError(absl::StrCat(
-            "model '", spec.name, "' is loaded; choose another name or a replace policy")),
-        "MODEL_EXISTS");
-  }
+  if (entry != nullptr) RETURN_IF_ERROR(entry->CheckReplaceable(spec.replace));
   if (entry == nullptr) {
     entries.push_back(std::make_unique<Entry>());
     entry = entries.back().get();
@@ -264,7 +274,7 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> ModelHub::Impl::End(
   {
     std::lock_guard lock(mutex);
     Entry& entry = *FindEntry(spec.name);
-    entry.loading = false;
+    entry.loading = entry.device_lost = false;
     entry.progress.reset();
     if (built.ok() && draining) result = ShuttingDown();
     if (built.ok() && !draining) {
@@ -325,12 +335,8 @@ absl::Status ModelHub::Unload(const std::string& name, absl::Duration drain_time
     std::lock_guard lock(impl_->mutex);
     Impl::Entry* entry = impl_->FindEntry(name);
     if (entry == nullptr) return impl_->NotFound(name);
-    if (entry->loading || entry->state == ModelState::kDraining) {
-      return WithReason(
-          absl::FailedPreconditionError(absl::StrCat("model '", name, "' is just being ",
-                                                     entry->loading ? "loaded" : "unloaded")),
-          entry->loading ? "MODEL_LOADING" : "DRAINING");
-    }
+    if (entry->loading) return Loading(name);
+    if (entry->state == ModelState::kDraining) return Draining(name);
     Impl::SetState(*entry, ModelState::kDraining);
     old = std::move(entry->loaded);
     status = entry->Status();
@@ -400,11 +406,7 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> ModelHub::Find(absl::string_v
   if (entry == nullptr) return impl_->NotFound(name);
   switch (entry->state) {
     case ModelState::kServing: return entry->model;
-    case ModelState::kLoading:
-      return WithRetry(
-          WithReason(absl::UnavailableError(absl::StrCat("model '", entry->name, "' is loading")),
-                     "MODEL_LOADING"),
-          kRetryLoading);
+    case ModelState::kLoading: return Loading(entry->name);
     case ModelState::kDraining:
       // A replacement that drains first comes back under the same name.
       return entry->loading ? WithRetry(Draining(entry->name), kRetryLoading)
@@ -414,7 +416,7 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> ModelHub::Find(absl::string_v
   }
   return WithRetry(WithReason(absl::UnavailableError(
                                   absl::StrCat("model '", entry->name, "' failed: ", entry->error)),
-                              "DEVICE_FAULT"),
+                              entry->device_lost ? "DEVICE_FAULT" : "MODEL_FAILED"),
                    kRetryLoading);
 }
 

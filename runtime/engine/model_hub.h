@@ -74,18 +74,20 @@ class ModelHub {
   // status names the model.
   absl::Status ShareKvMemory(std::vector<LoadSpec>* specs) const;
 
-  // Blocks for the time of the load. AlreadyExists, ResourceExhausted (the plan beside what is
-  // loaded), Cancelled, or why the model cannot be served. With a replace policy requests move to
-  // the new revision without one being lost: each ends on the model it started on.
+  // Blocks for the time of the load. AlreadyExists, Unavailable (the name is being drained, or
+  // loaded where a replace policy is given), ResourceExhausted (the plan beside what is loaded),
+  // Cancelled, or why the model cannot be served. With a replace policy requests move to the new
+  // revision without one being lost: each ends on the model it started on.
   absl::StatusOr<std::shared_ptr<const ServedModel>> Load(const LoadSpec& spec,
                                                           const HubProgress& progress);
 
-  // Stops new work, drains, frees. NotFound names the models there are.
+  // Stops new work, drains, frees. NotFound names the models there are; Unavailable while the model
+  // is being loaded or unloaded.
   absl::Status Unload(const std::string& name, absl::Duration drain_timeout);
 
   // Empty name: the first model listed at start. NotFound (MODEL_NOT_FOUND) with the names (at most
-  // 10); Unavailable (MODEL_LOADING, DRAINING, DEVICE_FAULT) for one that is listed but does not
-  // serve.
+  // 10); Unavailable (MODEL_LOADING, DRAINING, MODEL_FAILED, DEVICE_FAULT) for one that is listed
+  // but does not serve.
   absl::StatusOr<std::shared_ptr<const ServedModel>> Find(absl::string_view name) const;
   std::vector<ModelStatus> List() const;
 

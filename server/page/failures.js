@@ -13,6 +13,7 @@ const WORDS = {
   QUEUE_FULL: "The queue was full",
   MODEL_LOADING: "The model was still loading",
   DRAINING: "The server or the model was draining",
+  MODEL_FAILED: "The model could not be loaded",
   DEVICE_FAULT: "The device failed",
   NAN_LOGITS: "The model computed no numbers",
   INTERNAL: "Internal error; the log says which",

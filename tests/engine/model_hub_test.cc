@@ -27,8 +27,11 @@ class ModelHubTest : public testing::Test {
     ModelHub::Options options;
     options.drain_timeout = absl::Seconds(30);
     options.on_change = [this](const ModelStatus& status) {
-      std::lock_guard lock(mutex_);
-      changes_.emplace_back(status.name, status.state);
+      {
+        std::lock_guard lock(mutex_);
+        changes_.emplace_back(status.name, status.state);
+      }
+      if (at_change_) at_change_(status);
     };
     hub_ = std::make_unique<ModelHub>(std::move(options), &metrics_);
   }
@@ -63,6 +66,7 @@ class ModelHubTest : public testing::Test {
   TempDir dir_;
   std::mutex mutex_;
   std::vector<std::pair<std::string, ModelState>> changes_;
+  std::function<void(const ModelStatus&)> at_change_;  // set while nothing changes
   Metrics metrics_;
   std::unique_ptr<ModelHub> hub_;
 };
@@ -240,10 +244,49 @@ TEST_F(ModelHubTest, AFailedReplacementKeepsTheOldModel) {
   // The other policy has let go of it by then.
   broken.replace = ReplacePolicy::kDrainThenLoad;
   EXPECT_FALSE(hub_->Load(broken, nullptr).ok());
-  EXPECT_EQ(hub_->Find("tiny").status().code(), absl::StatusCode::kUnavailable);
+  const absl::Status gone = hub_->Find("tiny").status();
+  EXPECT_EQ(gone.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(ReasonOf(gone), "MODEL_FAILED");
+  EXPECT_THAT(std::string(gone.message()), HasSubstr("nowhere"));
   ASSERT_EQ(hub_->List().size(), 1u);
   EXPECT_EQ(hub_->List()[0].state, ModelState::kFailed);
   EXPECT_NE(MustLoad(Spec("tiny", "one")), nullptr) << "a failed one is replaced without a policy";
+}
+
+// Whoever finds a name busy that will be free by itself is told to try again.
+TEST_F(ModelHubTest, ANameIsBusyWhileItIsLoadedAndUnloaded) {
+  const auto load = [&](ReplacePolicy policy) {
+    LoadSpec spec = Spec("tiny", "two");
+    spec.replace = policy;
+    return hub_->Load(spec, nullptr).status();
+  };
+  const auto expect_busy = [](const absl::Status& status, const char* reason) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+    EXPECT_EQ(ReasonOf(status), reason);
+    EXPECT_TRUE(RetryOf(status).has_value());
+  };
+  int asked = 0;
+  const auto loaded = hub_->Load(Spec("tiny", "one"), [&](const std::string& stage, auto, auto) {
+    if (stage != "plan") return true;
+    ++asked;
+    expect_busy(hub_->Unload("tiny", absl::ZeroDuration()), "MODEL_LOADING");
+    expect_busy(load(ReplacePolicy::kLoadThenDrain), "MODEL_LOADING");
+    expect_busy(load(ReplacePolicy::kDrainThenLoad), "MODEL_LOADING");
+    EXPECT_EQ(load(ReplacePolicy::kRefuse).code(), absl::StatusCode::kAlreadyExists);
+    return true;
+  });
+  ASSERT_EQ(loaded.status(), absl::OkStatus());
+  at_change_ = [&](const ModelStatus& status) {
+    if (status.state != ModelState::kDraining) return;
+    ++asked;
+    expect_busy(hub_->Unload("tiny", absl::ZeroDuration()), "DRAINING");
+    expect_busy(load(ReplacePolicy::kRefuse), "DRAINING");
+    expect_busy(load(ReplacePolicy::kLoadThenDrain), "DRAINING");
+  };
+  EXPECT_EQ(hub_->Unload("tiny", absl::Seconds(30)), absl::OkStatus());
+  EXPECT_EQ(asked, 2);
+  at_change_ = nullptr;
+  EXPECT_EQ(load(ReplacePolicy::kRefuse), absl::OkStatus());
 }
 
 TEST_F(ModelHubTest, UnloadDrainsThenFrees) {
