@@ -20,7 +20,11 @@ absl::StatusOr<LoadSpec> MakeSpec(const AdminOptions& admin, absl::string_view n
                                   const std::string& path, const v1::LoadOptions& options) {
   LoadSpec spec = admin.defaults;
   RETURN_IF_ERROR(ApplyLoadOptions(options, &spec));
-  ASSIGN_OR_RETURN(spec.path, ContainPath(admin.model_root, path));
+  ASSIGN_OR_RETURN(spec.path, PathBelow(admin.model_root, path));
+  spec.check_path = [root = admin.model_root](const std::string& file) {
+    return ContainPath(root, file);
+  };
+  RETURN_IF_ERROR(spec.check_path(spec.path).status());
   spec.name = name.empty() ? DefaultModelName(path) : std::string(name);
   return spec;
 }

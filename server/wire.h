@@ -52,9 +52,11 @@ absl::StatusOr<Json> ChatVariables(const v1::Chat& chat);
 // `spec` holds the daemon's own settings and takes what the options set.
 absl::Status ApplyLoadOptions(const v1::LoadOptions& options, LoadSpec* spec);
 
-// A path of an admin request: it, and every file of a directory, lies below `root` after all
-// symbolic links are followed; else PermissionDenied. NotFound when nothing is there. Touches the
-// file system.
+// The path of an admin request, absolute: by its spelling it lies below `root`, which a relative
+// one is taken from; else PermissionDenied.
+absl::StatusOr<std::string> PathBelow(const std::string& root, absl::string_view path);
+// Where such a path leads. PermissionDenied when that is not below `root` after all symbolic links
+// are followed; NotFound when nothing is there. Touches the file system.
 absl::StatusOr<std::string> ContainPath(const std::string& root, absl::string_view path);
 
 // The name of a model that is given none: the last component of its path, without .gguf or

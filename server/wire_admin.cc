@@ -12,8 +12,9 @@
 namespace nibble {
 namespace {
 
+namespace fs = std::filesystem;
+
 constexpr std::uint32_t kMaxInt32 = 0x7fffffff;
-constexpr int kMaxFiles = 100'000, kMaxDepth = 16;  // of what ContainPath looks through
 
 // Takes a positive number that an int32 holds.
 template <typename Target>
@@ -49,6 +50,25 @@ void TakeName(const char* field, bool set, const std::string& text, Parse parse,
   *target = *parsed;
 }
 
+absl::Status NotAllowed(absl::string_view why) {
+  return WithReason(absl::PermissionDeniedError(why), "PATH_NOT_ALLOWED");
+}
+
+absl::StatusOr<fs::path> RealRoot(const std::string& root) {
+  if (root.empty()) return NotAllowed("no path may be loaded: start the daemon with --model-root");
+  std::error_code error;
+  fs::path real = fs::canonical(root, error);
+  if (error)
+    return absl::FailedPreconditionError(
+        absl::StrCat("--model-root ", root, ": ", error.message()));
+  return real;
+}
+
+bool IsBelow(const fs::path& root, const fs::path& path) {
+  const fs::path relative = path.lexically_relative(root);
+  return !relative.empty() && *relative.begin() != "..";
+}
+
 }  // namespace
 
 absl::Status ApplyLoadOptions(const v1::LoadOptions& options, LoadSpec* spec) {
@@ -77,56 +97,31 @@ absl::Status ApplyLoadOptions(const v1::LoadOptions& options, LoadSpec* spec) {
   return bad.ToStatus();
 }
 
-absl::StatusOr<std::string> ContainPath(const std::string& root, absl::string_view path) {
-  namespace fs = std::filesystem;
+absl::StatusOr<std::string> PathBelow(const std::string& root, absl::string_view path) {
   if (path.empty() || path.size() > 4096 || absl::StrContains(path, absl::string_view("\0", 1))) {
     return InvalidField(
         "path", absl::StrCat("must be a path of 1 to 4096 bytes without NUL, is ", Quote(path)));
   }
-  const absl::Status outside = WithReason(
-      absl::PermissionDeniedError(absl::StrCat("path ", Quote(path), " is not below --model-root")),
-      "PATH_NOT_ALLOWED");
-  if (root.empty()) {
-    return WithReason(
-        absl::PermissionDeniedError("no path may be loaded: start the daemon with --model-root"),
-        "PATH_NOT_ALLOWED");
-  }
-  std::error_code error;
-  const fs::path real_root = fs::canonical(root, error);
-  if (error)
-    return absl::FailedPreconditionError(
-        absl::StrCat("--model-root ", root, ": ", error.message()));
+  ASSIGN_OR_RETURN(const fs::path real_root, RealRoot(root));
+  const fs::path asked = (real_root / std::string(path)).lexically_normal();
+  if (!IsBelow(real_root, asked))
+    return NotAllowed(absl::StrCat("path ", Quote(path), " is not below --model-root"));
+  return asked.string();
+}
+
+absl::StatusOr<std::string> ContainPath(const std::string& root, absl::string_view path) {
   // What lies outside is refused before it is looked at, so that an answer does not tell whether it
   // exists.
-  const fs::path asked = (real_root / std::string(path)).lexically_normal();
-  const auto below = [&](const fs::path& candidate) {
-    const fs::path relative = candidate.lexically_relative(real_root);
-    return !relative.empty() && *relative.begin() != "..";
-  };
-  if (!below(asked)) return outside;
+  ASSIGN_OR_RETURN(const fs::path asked, PathBelow(root, path));
+  ASSIGN_OR_RETURN(const fs::path real_root, RealRoot(root));
+  const std::string shown = Quote(asked.lexically_relative(real_root).string());
+  std::error_code error;
   const fs::path real = fs::canonical(asked, error);
   if (error)
     return absl::NotFoundError(
-        absl::StrCat("path ", Quote(path), " below --model-root: ", error.message()));
-  if (!below(real)) return outside;
-  if (!fs::is_directory(real, error)) return real.string();
-  // Shards may lie in folders of their own.
-  fs::recursive_directory_iterator entry(real, error);
-  for (int seen = 0; !error && entry != fs::recursive_directory_iterator(); ++seen) {
-    if (seen == kMaxFiles || entry.depth() > kMaxDepth) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("path ", Quote(path), " holds more than ", kMaxFiles, " files or ",
-                       kMaxDepth, " levels of folders; name the model's own folder"));
-    }
-    std::error_code broken;  // a link to nowhere leads nowhere
-    const fs::path target = fs::canonical(entry->path(), broken);
-    if (!broken && !below(target)) return outside;
-    entry.increment(error);
-  }
-  if (error) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("path ", Quote(path), " cannot be listed: ", error.message()));
-  }
+        absl::StrCat("path ", shown, " below --model-root: ", error.message()));
+  if (!IsBelow(real_root, real))
+    return NotAllowed(absl::StrCat("path ", shown, " leads out of --model-root"));
   return real.string();
 }
 

@@ -210,7 +210,7 @@ absl::StatusOr<OpenedModel> OpenModel(const LoadSpec& spec, OpenDevices& devices
   if (absl::string_view path = spec.path; absl::ConsumePrefix(&path, kSyntheticPrefix)) {
     RETURN_IF_ERROR(OpenSyntheticPath(path, spec.quantize, &opened));
   } else {
-    ASSIGN_OR_RETURN(opened.checkpoint, Checkpoint::Open(spec.path));
+    ASSIGN_OR_RETURN(opened.checkpoint, Checkpoint::Open(spec.path, spec.check_path));
     ASSIGN_OR_RETURN(opened.format, OpenFormat(*opened.checkpoint, spec.quantize));
   }
   ASSIGN_OR_RETURN(opened.config, ReadModelConfig(*opened.checkpoint));

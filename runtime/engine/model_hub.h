@@ -14,6 +14,7 @@
 #include "runtime/engine/served_model.h"
 #include "runtime/metrics.h"
 #include "runtime/model/plan.h"
+#include "runtime/weights/checkpoint.h"
 
 namespace nibble {
 
@@ -24,6 +25,7 @@ enum class ModelState : std::uint8_t { kLoading, kServing, kDraining, kFailed, k
 struct LoadSpec {
   std::string name;
   std::string path;
+  PathCheck check_path;  // asked for every file of the checkpoint; null: all may be read
   PlanOptions plan;
   LoadQuantization quantize = LoadQuantization::kNone;
   Admission admission = Admission::kOptimistic;

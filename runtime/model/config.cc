@@ -81,6 +81,8 @@ absl::Status ReadHuggingFaceTokens(const Checkpoint& checkpoint, const Json& tex
           absl::StrCat("generation_config.json: ", parsed.status().message()));
     }
     generation = *std::move(parsed);
+  } else if (!absl::IsNotFound(file.status())) {
+    return file.status();
   }
   std::vector<std::int32_t> bos;
   for (const Json* source : {&std::as_const(generation), &outer, &text}) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstdio>
 #include <filesystem>
 #include <map>
@@ -14,6 +15,7 @@
 #include "absl/strings/str_format.h"
 #include "runtime/base/file.h"
 #include "runtime/base/log.h"
+#include "runtime/base/overloaded.h"
 #include "runtime/base/status.h"
 #include "runtime/weights/fingerprint.h"
 #include "runtime/weights/safetensors.h"
@@ -25,12 +27,39 @@ namespace fs = std::filesystem;
 
 constexpr std::uint64_t kMaxSideFileBytes = std::uint64_t{256} << 20;
 constexpr std::int64_t kMaxSplits = 1000;
+// Beside a Hugging Face checkpoint's weights and config.json: whatever else decides an answer.
+constexpr const char* kSideFiles[] = {
+    "generation_config.json", "quantize_config.json", "quant_config.json", "tokenizer.json",
+    "tokenizer_config.json",  "vocab.json",           "merges.txt",        "chat_template.jinja"};
 constexpr char kConvert[] = "convert the model to safetensors or GGUF";
+
+// The path to open for `path`.
+absl::StatusOr<std::string> Resolve(const PathCheck& check, const std::string& path) {
+  return check ? check(path) : path;
+}
+
+void AddTo(Fingerprint& fingerprint, const GgufMetadata::Value& value) {
+  fingerprint.Add(static_cast<std::uint64_t>(value.index()));
+  const auto number = Overloaded{[](double x) { return std::bit_cast<std::uint64_t>(x); },
+                                 [](auto x) { return static_cast<std::uint64_t>(x); }};
+  std::visit(Overloaded{[&](const std::string& text) { fingerprint.Add(text); },
+                        [&](const std::vector<std::string>& texts) {
+                          fingerprint.Add(static_cast<std::uint64_t>(texts.size()));
+                          for (const std::string& text : texts) fingerprint.Add(text);
+                        },
+                        [&]<typename T>(const std::vector<T>& numbers) {
+                          fingerprint.Add(static_cast<std::uint64_t>(numbers.size()));
+                          for (const T x : numbers) fingerprint.Add(number(x));
+                        },
+                        [&](auto x) { fingerprint.Add(number(x)); }},
+             value);
+}
 
 // Every kind of checkpoint is files, a table of tensors, and one of the two kinds of configuration.
 class FileCheckpoint final : public Checkpoint {
  public:
-  FileCheckpoint(CheckpointKind kind, std::string path) : kind_(kind), path_(std::move(path)) {}
+  FileCheckpoint(CheckpointKind kind, std::string path, PathCheck check)
+      : kind_(kind), path_(std::move(path)), check_(std::move(check)) {}
 
   CheckpointKind kind() const override { return kind_; }
   const std::string& path() const override { return path_; }
@@ -46,7 +75,7 @@ class FileCheckpoint final : public Checkpoint {
         name.find_first_of(absl::string_view("/\\\0", 3)) != absl::string_view::npos) {
       return absl::InvalidArgumentError(absl::StrCat("\"", name, "\" is not a plain file name"));
     }
-    return ReadTextFile((directory_ / std::string(name)).string(), kMaxSideFileBytes);
+    return ReadText(directory_ / std::string(name));
   }
 
   const TensorInfo* Find(absl::string_view name) const override {
@@ -70,30 +99,23 @@ class FileCheckpoint final : public Checkpoint {
 
   absl::StatusOr<std::string> Revision() const override {
     Fingerprint fingerprint;
-    fingerprint.Add(DumpJson(config_));
-    for (const TensorInfo& tensor : tensors_) {
-      fingerprint.Add(tensor.name);
-      for (const std::int64_t dim : tensor.shape) fingerprint.Add(static_cast<std::uint64_t>(dim));
-      fingerprint.Add(static_cast<std::uint64_t>(tensor.dtype));
-      fingerprint.Add(static_cast<std::uint64_t>(tensor.ggml_type + 1));
-      fingerprint.Add(tensor.bytes);
-      // The begin, the middle and the end tell requantized weights apart without reading gigabytes.
-      std::array<std::byte, 256> sample{};
-      const std::uint64_t some = std::min<std::uint64_t>(tensor.bytes, sample.size());
-      for (const std::uint64_t at :
-           {std::uint64_t{0}, (tensor.bytes - some) / 2, tensor.bytes - some}) {
-        const auto bytes = std::span(sample).first(some);
-        RETURN_IF_ERROR(
-            files_[static_cast<std::size_t>(tensor.file)]->Read(tensor.offset + at, bytes));
-        fingerprint.Add(absl::string_view(reinterpret_cast<const char*>(bytes.data()), some));
-      }
-    }
+    RETURN_IF_ERROR(AddTexts(fingerprint));
+    for (const TensorInfo& tensor : tensors_) RETURN_IF_ERROR(AddTensor(tensor, fingerprint));
     return fingerprint.Hex();
   }
 
-  // Used while opening only.
+  absl::StatusOr<std::unique_ptr<RandomAccessFile>> OpenFile(const fs::path& file) const {
+    ASSIGN_OR_RETURN(const std::string path, Resolve(check_, file.string()));
+    return RandomAccessFile::Open(path);
+  }
+  absl::StatusOr<std::string> ReadText(const fs::path& file) const {
+    ASSIGN_OR_RETURN(const std::string path, Resolve(check_, file.string()));
+    return ReadTextFile(path, kMaxSideFileBytes);
+  }
+
+  // --- used while opening only ---
   absl::Status AddSafetensors(const fs::path& file) {
-    ASSIGN_OR_RETURN(auto opened, RandomAccessFile::Open(file.string()));
+    ASSIGN_OR_RETURN(auto opened, OpenFile(file));
     ASSIGN_OR_RETURN(SafetensorsFile read, ReadSafetensors(*opened));
     Add(std::move(opened), std::move(read.tensors));
     return absl::OkStatus();
@@ -143,8 +165,47 @@ class FileCheckpoint final : public Checkpoint {
   }
 
  private:
-  CheckpointKind kind_;
-  std::string path_;
+  absl::Status AddTexts(Fingerprint& fingerprint) const {
+    fingerprint.Add(DumpJson(config_));
+    if (gguf_) {
+      for (const auto& [key, value] : gguf_->values()) {
+        fingerprint.Add(key);
+        AddTo(fingerprint, value);
+      }
+      return absl::OkStatus();
+    }
+    for (const char* name : kSideFiles) {
+      const absl::StatusOr<std::string> text = ReadSideFile(name);
+      if (absl::IsNotFound(text.status())) continue;
+      RETURN_IF_ERROR(text.status());
+      fingerprint.Add(absl::string_view(name));
+      fingerprint.Add(*text);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status AddTensor(const TensorInfo& tensor, Fingerprint& fingerprint) const {
+    fingerprint.Add(tensor.name);
+    for (const std::int64_t dim : tensor.shape) fingerprint.Add(static_cast<std::uint64_t>(dim));
+    fingerprint.Add(static_cast<std::uint64_t>(tensor.dtype));
+    fingerprint.Add(static_cast<std::uint64_t>(tensor.ggml_type + 1));
+    fingerprint.Add(tensor.bytes);
+    // The begin, the middle and the end tell requantized weights apart without reading gigabytes.
+    std::array<std::byte, 256> sample{};
+    const std::uint64_t some = std::min<std::uint64_t>(tensor.bytes, sample.size());
+    for (const std::uint64_t at :
+         {std::uint64_t{0}, (tensor.bytes - some) / 2, tensor.bytes - some}) {
+      const auto bytes = std::span(sample).first(some);
+      RETURN_IF_ERROR(
+          files_[static_cast<std::size_t>(tensor.file)]->Read(tensor.offset + at, bytes));
+      fingerprint.Add(absl::string_view(reinterpret_cast<const char*>(bytes.data()), some));
+    }
+    return absl::OkStatus();
+  }
+
+  const CheckpointKind kind_;
+  const std::string path_;
+  const PathCheck check_;
   fs::path directory_;
   Json config_;
   std::optional<GgufMetadata> gguf_;
@@ -168,7 +229,8 @@ absl::Status RefusePickle(const std::string& path) {
 }
 
 // A weight_map value is untrusted: a relative path that stays inside the directory by its spelling.
-// Links are followed on purpose: the Hugging Face cache is made of them.
+// Links are followed on purpose, as far as a PathCheck allows: the Hugging Face cache is made of
+// them.
 bool StaysInside(absl::string_view name) {
   if (name.empty() || name.front() == '/') return false;
   if (name.find_first_of(absl::string_view("\\\0", 2)) != absl::string_view::npos) return false;
@@ -178,8 +240,9 @@ bool StaysInside(absl::string_view name) {
   return true;
 }
 
-absl::StatusOr<std::map<std::string, std::string>> ReadWeightMap(const fs::path& index) {
-  ASSIGN_OR_RETURN(const std::string text, ReadTextFile(index.string(), kMaxSideFileBytes));
+absl::StatusOr<std::map<std::string, std::string>> ReadWeightMap(const fs::path& index,
+                                                                 const FileCheckpoint& checkpoint) {
+  ASSIGN_OR_RETURN(const std::string text, checkpoint.ReadText(index));
   const absl::StatusOr<Json> json = ParseJson(text);
   const Json* weight_map = json.ok() ? json->Find("weight_map") : nullptr;
   if (weight_map == nullptr || !weight_map->is_object()) {
@@ -204,7 +267,7 @@ absl::StatusOr<std::map<std::string, std::string>> ReadWeightMap(const fs::path&
 absl::Status AddIndexed(const fs::path& directory, const fs::path& index,
                         FileCheckpoint& checkpoint) {
   using WeightMap = std::map<std::string, std::string>;
-  ASSIGN_OR_RETURN(const WeightMap weight_map, ReadWeightMap(index));
+  ASSIGN_OR_RETURN(const WeightMap weight_map, ReadWeightMap(index, checkpoint));
   std::map<std::string, int> file_index;
   for (const auto& [tensor, file] : weight_map) {
     const auto [entry, is_new] = file_index.emplace(file, static_cast<int>(file_index.size()));
@@ -259,8 +322,9 @@ absl::StatusOr<fs::path> OnlySafetensors(const fs::path& directory) {
   return absl::NotFoundError(absl::StrCat(directory.string(), " holds no .safetensors file"));
 }
 
-Opened OpenDirectory(const std::string& path) {
-  auto checkpoint = std::make_unique<FileCheckpoint>(CheckpointKind::kHuggingFace, path);
+Opened OpenDirectory(const std::string& path, PathCheck check) {
+  auto checkpoint =
+      std::make_unique<FileCheckpoint>(CheckpointKind::kHuggingFace, path, std::move(check));
   const fs::path directory(path);
   RETURN_IF_ERROR(checkpoint->ReadConfig(directory));
   const fs::path index = directory / "model.safetensors.index.json";
@@ -275,8 +339,9 @@ Opened OpenDirectory(const std::string& path) {
   return checkpoint;
 }
 
-Opened OpenSafetensorsFile(const std::string& path) {
-  auto checkpoint = std::make_unique<FileCheckpoint>(CheckpointKind::kHuggingFace, path);
+Opened OpenSafetensorsFile(const std::string& path, PathCheck check) {
+  auto checkpoint =
+      std::make_unique<FileCheckpoint>(CheckpointKind::kHuggingFace, path, std::move(check));
   RETURN_IF_ERROR(checkpoint->ReadConfig(fs::absolute(path).parent_path()));
   RETURN_IF_ERROR(checkpoint->AddSafetensors(path));
   RETURN_IF_ERROR(checkpoint->Finish());
@@ -310,7 +375,7 @@ absl::Status AddSplits(const std::string& path, const GgufMetadata& first, std::
           absl::StrCat(path, " is the first of ", count, " parts, but its name does not end in ",
                        absl::StrFormat("-00001-of-%05d.gguf", count)));
     }
-    ASSIGN_OR_RETURN(auto file, RandomAccessFile::Open(*name));
+    ASSIGN_OR_RETURN(auto file, checkpoint.OpenFile(*name));
     ASSIGN_OR_RETURN(GgufFile read, ReadGguf(*file));
     if (read.metadata.Integer("split.no") != part ||
         read.metadata.Integer("split.count") != count) {
@@ -328,9 +393,9 @@ absl::Status AddSplits(const std::string& path, const GgufMetadata& first, std::
   return absl::OkStatus();
 }
 
-Opened OpenGguf(const std::string& path) {
-  auto checkpoint = std::make_unique<FileCheckpoint>(CheckpointKind::kGguf, path);
-  ASSIGN_OR_RETURN(auto file, RandomAccessFile::Open(path));
+Opened OpenGguf(const std::string& path, PathCheck check) {
+  auto checkpoint = std::make_unique<FileCheckpoint>(CheckpointKind::kGguf, path, std::move(check));
+  ASSIGN_OR_RETURN(auto file, checkpoint->OpenFile(path));
   ASSIGN_OR_RETURN(GgufFile read, ReadGguf(*file));
   checkpoint->Add(std::move(file), std::move(read.tensors));
   const std::int64_t count = read.metadata.Integer("split.count").value_or(0);
@@ -341,32 +406,35 @@ Opened OpenGguf(const std::string& path) {
 }
 
 // By content, for files without a telling name.
-Opened OpenByMagic(const std::string& path) {
-  ASSIGN_OR_RETURN(const auto file, RandomAccessFile::Open(path));
+Opened OpenByMagic(const std::string& path, PathCheck check) {
+  ASSIGN_OR_RETURN(const std::string resolved, Resolve(check, path));
+  ASSIGN_OR_RETURN(const auto file, RandomAccessFile::Open(resolved));
   std::array<unsigned char, 9> head{};
   const auto some = std::min<std::uint64_t>(file->size(), head.size());
   RETURN_IF_ERROR(file->Read(0, std::as_writable_bytes(std::span(head)).first(some)));
   const absl::string_view text(reinterpret_cast<const char*>(head.data()), some);
-  if (absl::StartsWith(text, "GGUF")) return OpenGguf(path);
+  if (absl::StartsWith(text, "GGUF")) return OpenGguf(path, std::move(check));
   // A zip archive (torch.save since 1.6) or a pickle of protocol 2 to 5.
   if (absl::StartsWith(text, "PK\x03\x04") || (head[0] == 0x80 && head[1] >= 2 && head[1] <= 5)) {
     return RefusePickle(path);
   }
-  if (some == head.size() && head[8] == '{') return OpenSafetensorsFile(path);
+  if (some == head.size() && head[8] == '{') return OpenSafetensorsFile(path, std::move(check));
   return absl::InvalidArgumentError(
       absl::StrCat(path, " is neither a safetensors nor a GGUF file: ", kConvert));
 }
 
 }  // namespace
 
-Opened Checkpoint::Open(const std::string& path) {
+Opened Checkpoint::Open(const std::string& path, PathCheck check) {
   std::error_code error;
-  if (fs::is_directory(path, error)) return OpenDirectory(path);
+  RETURN_IF_ERROR(Resolve(check, path).status());  // before a directory is listed
+  if (fs::is_directory(path, error)) return OpenDirectory(path, std::move(check));
   if (!fs::exists(path, error)) return absl::NotFoundError(absl::StrCat("no model at ", path));
-  if (absl::EndsWithIgnoreCase(path, ".gguf")) return OpenGguf(path);
-  if (absl::EndsWithIgnoreCase(path, ".safetensors")) return OpenSafetensorsFile(path);
+  if (absl::EndsWithIgnoreCase(path, ".gguf")) return OpenGguf(path, std::move(check));
+  if (absl::EndsWithIgnoreCase(path, ".safetensors"))
+    return OpenSafetensorsFile(path, std::move(check));
   if (IsPickleName(path)) return RefusePickle(path);
-  return OpenByMagic(path);
+  return OpenByMagic(path, std::move(check));
 }
 
 absl::StatusOr<std::vector<float>> ReadVector(const Checkpoint& checkpoint,

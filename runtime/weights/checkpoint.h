@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -20,14 +21,20 @@ namespace nibble {
 
 enum class CheckpointKind { kHuggingFace, kGguf };
 
+// Asked before a file is opened, with its path: gives the path to open instead, with symbolic links
+// resolved, or a status that refuses it. NotFound when nothing is there.
+using PathCheck = std::function<absl::StatusOr<std::string>(const std::string& path)>;
+
 // Immutable once open; thread-safe.
 class Checkpoint {
  public:
   virtual ~Checkpoint() = default;
 
   // PATH is a Hugging Face directory, a .safetensors file or a .gguf file (the first of a split
-  // one). Refuses pickles (.bin, .pt) by extension and by magic.
-  static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& path);
+  // one). Refuses pickles (.bin, .pt) by extension and by magic. `check`, if any, is asked for PATH
+  // and for every file that is opened, now or later.
+  static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& path,
+                                                          PathCheck check = nullptr);
 
   virtual CheckpointKind kind() const = 0;
   virtual const std::string& path() const = 0;
@@ -48,8 +55,9 @@ class Checkpoint {
   // What the kernel cached of the files is not needed any more: the weights are loaded.
   virtual void DropCachedPages() const {}
 
-  // The same content gives the same revision: a hash over names, shapes, types, sizes and sampled
-  // bytes. Hex.
+  // The same content gives the same revision, wherever it lies: a hash over all that decides an
+  // answer. The names, shapes, types, sizes and sampled bytes of the tensors; all of the
+  // configuration, tokenizer, chat templates and generation defaults. Hex.
   virtual absl::StatusOr<std::string> Revision() const = 0;
 };
 

@@ -250,6 +250,41 @@ TEST_F(LifeTest, AdministratorsStayBelowTheModelRoot) {
   EXPECT_THAT(ListedModels(), ::testing::ElementsAre("tiny"));
 }
 
+TEST_F(LifeTest, NoFileOfACheckpointMayLeadOutOfTheModelRoot) {
+  namespace fs = std::filesystem;
+  ASSERT_NO_FATAL_FAILURE(Serve());
+  const TempDir outside;
+  for (const char* file : {"config.json", "model.safetensors", "tokenizer.json",
+                           "tokenizer_config.json", "generation_config.json"}) {
+    SCOPED_TRACE(file);
+    fs::remove_all(models_.File("linked"));
+    MakeModel("linked");
+    if (fs::exists(models_.File("linked/") + file)) {
+      fs::rename(models_.File("linked/") + file, outside.File(file));
+    } else {
+      outside.Write(file, "{}");
+    }
+    fs::create_symlink(outside.File(file), models_.File("linked/") + file);
+    for (const char* path : {"linked", "linked/model.safetensors"}) {
+      const LoadResult result = Load("linked", path);
+      EXPECT_EQ(result.status.error_code(), grpc::StatusCode::PERMISSION_DENIED) << path;
+      EXPECT_EQ(DetailsOf(result.status).reason, "PATH_NOT_ALLOWED") << path;
+      EXPECT_THAT(result.status.error_message(), HasSubstr(file)) << path;
+    }
+    // The same link is no obstacle where it stays inside.
+    fs::remove(models_.File("linked/") + file);
+    fs::create_directory(models_.File("blobs"));
+    fs::copy_file(outside.File(file), models_.File("blobs/0123"),
+                  fs::copy_options::overwrite_existing);
+    fs::create_symlink("../blobs/0123", models_.File("linked/") + file);
+    for (const char* path : {"linked", "linked/model.safetensors"}) {
+      const LoadResult result = Load("linked", path);
+      EXPECT_TRUE(result.status.ok()) << path << ": " << result.status.error_message();
+      EXPECT_TRUE(Unload("linked").ok());
+    }
+  }
+}
+
 TEST_F(LifeTest, ABrokenCheckpointIsRefusedAndNothingElseSuffers) {
   ASSERT_NO_FATAL_FAILURE(Serve());
   std::filesystem::create_directory(models_.File("broken"));

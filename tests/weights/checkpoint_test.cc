@@ -1,6 +1,8 @@
 #include "runtime/weights/checkpoint.h"
 
+#include <filesystem>
 #include <functional>
+#include <set>
 #include <thread>
 
 #include "gmock/gmock.h"
@@ -280,6 +282,102 @@ TEST(CheckpointTest, RevisionFollowsTheContent) {
   EXPECT_NE(revision({F32("a", values), F32("b", {2})}), base);
   values.back() = 0.25f;
   EXPECT_NE(revision({F32("a", values), F32("b", {1})}), base);
+}
+
+TEST(CheckpointTest, RevisionFollowsWhatDecidesAnAnswerBesideTheWeights) {
+  const auto revision_of = [](const TempDir& dir) {
+    return *(*Checkpoint::Open(dir.path().string()))->Revision();
+  };
+  const auto write = [](const TempDir& dir) {
+    dir.Write("config.json", R"({"model_type":"llama"})");
+    dir.Write("model.safetensors", Safetensors({F32("a", {1})}));
+  };
+  const TempDir dir, elsewhere;
+  write(dir);
+  write(elsewhere);
+  std::set<std::string> seen = {revision_of(dir)};
+  for (const char* file : {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+                           "chat_template.jinja", "generation_config.json", "quantize_config.json",
+                           "quant_config.json"}) {
+    for (const char* text : {"{}", "{} "}) {
+      dir.Write(file, text);
+      EXPECT_TRUE(seen.insert(revision_of(dir)).second) << file << ": '" << text << "'";
+      elsewhere.Write(file, text);
+      EXPECT_EQ(revision_of(elsewhere), revision_of(dir)) << file;
+    }
+  }
+  dir.Write("README.md", "words");
+  EXPECT_FALSE(seen.insert(revision_of(dir)).second) << "no answer depends on it";
+}
+
+TEST(CheckpointTest, RevisionFollowsGgufKeys) {
+  const TempDir dir;
+  const auto revision = [&](GgufWriter gguf) {
+    gguf.Tensor("a", {1}, 0, Raw(1.0f));
+    return *(*Checkpoint::Open(dir.Write("m.gguf", gguf.Build())))->Revision();
+  };
+  const auto base = [] { return GgufWriter().Text("general.architecture", "llama"); };
+  const auto tokens = [&](absl::string_view first, absl::string_view second) {
+    return base().Key("tokenizer.ggml.tokens", 9,
+                      absl::StrCat(Raw(std::uint32_t{8}), Raw(std::uint64_t{2}),
+                                   GgufWriter::String(first), GgufWriter::String(second)));
+  };
+  const std::vector<std::function<GgufWriter()>> models = {
+      base,
+      [&] { return base().Text("tokenizer.chat_template", "a"); },
+      [&] { return base().Text("tokenizer.chat_template", "b"); },
+      [&] { return base().Key("tokenizer.ggml.eos_token_id", 4, Raw(std::uint32_t{2})); },
+      [&] { return base().Key("tokenizer.ggml.eos_token_id", 4, Raw(std::uint32_t{3})); },
+      [&] { return base().Key("llama.rope.freq_base", 6, Raw(1.5f)); },
+      [&] { return base().Key("llama.rope.freq_base", 6, Raw(1.25f)); },
+      [&] { return base().Key("tokenizer.ggml.add_bos_token", 7, std::string(1, '\0')); },
+      [&] { return base().Key("tokenizer.ggml.add_bos_token", 7, std::string(1, '\1')); },
+      [&] { return tokens("ab", "c"); },
+      [&] { return tokens("a", "bc"); }};
+  std::set<std::string> seen;
+  for (std::size_t i = 0; i < models.size(); ++i) {
+    EXPECT_TRUE(seen.insert(revision(models[i]())).second) << i;
+    EXPECT_FALSE(seen.insert(revision(models[i]())).second) << i;
+  }
+}
+
+// A check that resolves links, and refuses whatever is called as it was told.
+TEST(CheckpointTest, EveryFileIsCheckedBeforeItIsOpened) {
+  namespace fs = std::filesystem;
+  const TempDir dir;
+  fs::create_directory(dir.path() / "shards");
+  dir.Write("config.json", "{}");
+  dir.Write("tokenizer.json", "{}");
+  dir.Write("model.safetensors.index.json", Index(R"("a":"shards/1.safetensors")"));
+  dir.Write("shards/1.safetensors", Safetensors({F32("a", {3})}));
+  dir.Write("alone.safetensors", Safetensors({F32("a", {3})}));
+  dir.Write("m-00001-of-00002.gguf", Part(0, 2, 2));
+  dir.Write("m-00002-of-00002.gguf", Part(1, 2, 2));
+  dir.Write("blob", Part(0, 1, 1));
+  std::string refused;
+  const auto open = [&](const std::string& path) -> absl::Status {
+    const PathCheck check = [&](const std::string& file) -> absl::StatusOr<std::string> {
+      if (fs::path(file).filename() == refused) return absl::PermissionDeniedError(refused);
+      if (!fs::exists(file)) return absl::NotFoundError(file);
+      return file;
+    };
+    ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open((dir.path() / path).string(), check));
+    return checkpoint->Revision().status();
+  };
+  const std::vector<std::pair<std::string, std::vector<std::string>>> cases = {
+      {".",
+       {".", "config.json", "model.safetensors.index.json", "1.safetensors", "tokenizer.json"}},
+      {"alone.safetensors", {"alone.safetensors", "config.json", "tokenizer.json"}},
+      {"m-00001-of-00002.gguf", {"m-00001-of-00002.gguf", "m-00002-of-00002.gguf"}},
+      {"blob", {"blob"}}};
+  for (const auto& [path, files] : cases) {
+    refused.clear();
+    EXPECT_EQ(open(path), absl::OkStatus()) << path;
+    for (const std::string& file : files) {
+      refused = file;
+      EXPECT_TRUE(absl::IsPermissionDenied(open(path))) << path << ": " << file;
+    }
+  }
 }
 
 TEST(CheckpointTest, AFileThatShrinksIsAStatus) {
