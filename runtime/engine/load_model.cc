@@ -42,16 +42,16 @@ absl::Status OpenSyntheticPath(absl::string_view names, LoadQuantization quantiz
 
 absl::Status Cancelled() { return absl::CancelledError("the load was cancelled"); }
 
-std::vector<std::string> SpecialTexts(const Tokenizer& tokenizer) {
-  std::vector<std::string> texts;
+absl::StatusOr<AddedTokenMatcher> SpecialSpellings(const Tokenizer& tokenizer) {
+  AddedTokenMatcher spellings;
   for (std::int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
     if (!tokenizer.IsSpecial(id)) continue;
-    if (std::string text = tokenizer.TokenBytes(id); !text.empty())
-      texts.push_back(std::move(text));
+    AddedToken token;
+    token.id = id;
+    token.content = tokenizer.Spelling(id);
+    RETURN_IF_ERROR(spellings.Add(token, token.content));
   }
-  std::sort(texts.begin(), texts.end(),
-            [](const std::string& a, const std::string& b) { return a.size() > b.size(); });
-  return texts;
+  return spellings;
 }
 
 // A template that does not parse keeps nobody from text and token ids: chats are refused, with a
@@ -81,7 +81,7 @@ absl::Status FillText(const OpenedModel& opened, const LoadSpec& spec, ServedMod
         {{"tokenizer", absl::StrCat(model->tokenizer->vocab_size())},
          {"model", absl::StrCat(opened.config.vocab)}});
   }
-  model->special_texts = SpecialTexts(*model->tokenizer);
+  ASSIGN_OR_RETURN(model->special_spellings, SpecialSpellings(*model->tokenizer));
   model->chat_template = OpenTemplate(*opened.checkpoint, "default");
   model->tool_template = OpenTemplate(*opened.checkpoint, "tool_use");
   model->template_variables = Json(Json::Object{});

@@ -1,7 +1,6 @@
 #include "runtime/engine/served_model.h"
 
 #include <algorithm>
-#include <array>
 #include <utility>
 
 #include "absl/strings/cord.h"
@@ -25,32 +24,20 @@ constexpr absl::string_view kClose = "\xEF\xB7\x91";  // U+FDD1
 // Where the last message ends, if it is to be continued: what the template writes after it is cut.
 constexpr absl::string_view kEnd = "\xEF\xB7\x92";  // U+FDD2
 
-std::string GuardText(absl::string_view text, const std::vector<std::string>& specials) {
+std::string GuardText(absl::string_view text, const AddedTokenMatcher& specials) {
   const std::string clean = absl::StrReplaceAll(text, {{kOpen, ""}, {kClose, ""}, {kEnd, ""}});
-  std::array<bool, 256> may_start{};
-  for (const std::string& special : specials)
-    may_start[static_cast<unsigned char>(special[0])] = true;
   std::string guarded;
-  for (std::size_t at = 0; at < clean.size();) {
-    if (!may_start[static_cast<unsigned char>(clean[at])]) {
-      guarded.push_back(clean[at++]);
-      continue;
-    }
-    const absl::string_view rest = absl::string_view(clean).substr(at);
-    const auto spelled =
-        std::find_if(specials.begin(), specials.end(),
-                     [&](const std::string& special) { return absl::StartsWith(rest, special); });
-    if (spelled == specials.end()) {
-      guarded.push_back(clean[at++]);
+  specials.Split(clean, /*parse_special=*/true, [&](std::int32_t id, absl::string_view part) {
+    if (id == kNoToken) {
+      absl::StrAppend(&guarded, part);
     } else {
-      absl::StrAppend(&guarded, kOpen, *spelled, kClose);
-      at += spelled->size();
+      absl::StrAppend(&guarded, kOpen, part, kClose);
     }
-  }
+  });
   return guarded;
 }
 
-Json Guard(const Json& value, const std::vector<std::string>& specials) {
+Json Guard(const Json& value, const AddedTokenMatcher& specials) {
   if (value.is_string()) return Json(GuardText(value.AsString(), specials));
   if (value.is_array()) {
     Json::Array guarded;
@@ -148,7 +135,7 @@ absl::StatusOr<std::vector<std::int32_t>> ServedModel::RenderChat(
   Json all = template_variables.is_object() ? template_variables : Json(Json::Object{});
   if (variables.is_object()) {
     for (const auto& [name, value] : variables.AsObject()) {
-      all.Set(name, parse_special_in_messages ? value : Guard(value, special_texts));
+      all.Set(name, parse_special_in_messages ? value : Guard(value, special_spellings));
     }
   }
   const Json* continued = variables.Find("continue_final_message");

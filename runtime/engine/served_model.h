@@ -15,6 +15,7 @@
 #include "runtime/engine/token_stream.h"
 #include "runtime/metrics.h"
 #include "runtime/model/plan.h"
+#include "runtime/text/added_tokens.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
 
@@ -57,8 +58,7 @@ class ServedModel {
   // metrics->CountRejected once; after Submit returned OK the engine counts.
   std::shared_ptr<ModelMetrics> metrics;
 
-  std::vector<std::string>
-      special_texts;  // how special tokens are spelled, longest first, none empty
+  AddedTokenMatcher special_spellings;  // finds where a text spells a special token
 
   // The rendered chat, tokenized without adding special tokens. `variables`: messages, tools, ...
   // Only the template's own text becomes special tokens; where a message spells one it stays plain

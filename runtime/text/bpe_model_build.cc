@@ -51,8 +51,11 @@ absl::Status BpeModel::Init(const TokenTable& tokens, BpeOptions options) {
         absl::StrCat("vocabulary: byte_fallback together with ByteLevel, but ", missing,
                      " bytes have no token"));
   }
+  // Text never becomes a token that is not UTF-8; nothing below has to read one.
+  options_.excluded.resize(static_cast<std::size_t>(tokens.id_limit()));
   for (std::int32_t id = 0; id < tokens.id_limit(); ++id) {
     const absl::string_view text = tokens.Text(id);
+    if (!IsValidUtf8(text)) options_.excluded[static_cast<std::size_t>(id)] = true;
     if (affixes) {
       if (!text.empty()) affixed_.emplace(text, id);
     } else if (!options_.byte_level && IsOneCharacter(text) && !Excluded(id)) {

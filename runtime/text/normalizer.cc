@@ -12,7 +12,12 @@
 namespace nibble {
 namespace {
 
-constexpr std::size_t kMaxNormalizedBytes = std::size_t{1} << 30;
+constexpr std::size_t kMaxReplacedBytes = std::size_t{1} << 30;
+
+absl::Status TooLong(std::size_t limit) {
+  return absl::ResourceExhaustedError(
+      absl::StrCat("the normalized text would exceed ", limit, " bytes; shorten the text"));
+}
 
 class UnicodeNormalizer final : public Normalizer {
  public:
@@ -82,15 +87,13 @@ class ReplaceNormalizer final : public Normalizer {
     std::size_t kept = 0;
     bool too_long = false;
     RETURN_IF_ERROR(pattern_->ForEachMatch(*text, scratch, [&](std::size_t begin, std::size_t end) {
-      too_long = too_long || out.size() + (begin - kept) + content_.size() > kMaxNormalizedBytes;
+      too_long = too_long || out.size() + (begin - kept) + content_.size() > kMaxReplacedBytes;
       if (too_long) return;
       out.append(*text, kept, begin - kept);
       out += content_;
       kept = end;
     }));
-    if (too_long)
-      return absl::ResourceExhaustedError(
-          "the normalized text would exceed 1 GiB; shorten the text");
+    if (too_long) return TooLong(kMaxReplacedBytes);
     out.append(*text, kept, text->size() - kept);
     *text = std::move(out);
     return absl::OkStatus();
@@ -151,6 +154,15 @@ absl::Status Append(const Json& json, Normalizers* out, bool* ends_byte_level) {
 }
 
 }  // namespace
+
+absl::Status Normalize(const Normalizers& normalizers, RegexScratch& scratch, std::size_t limit,
+                       std::string* text) {
+  for (const auto& normalizer : normalizers) {
+    RETURN_IF_ERROR(normalizer->Apply(text, scratch));
+    if (text->size() > limit) return TooLong(limit);
+  }
+  return absl::OkStatus();
+}
 
 std::unique_ptr<Normalizer> MakeUnicodeNormalizer(NormalForm form) {
   return std::make_unique<UnicodeNormalizer>(form);

@@ -28,6 +28,10 @@ class Normalizer {
 };
 using Normalizers = std::vector<std::unique_ptr<Normalizer>>;  // applied in order
 
+// Applies all of them. ResourceExhausted when the text outgrows `limit`.
+absl::Status Normalize(const Normalizers& normalizers, RegexScratch& scratch, std::size_t limit,
+                       std::string* text);
+
 std::unique_ptr<Normalizer> MakeUnicodeNormalizer(NormalForm form);
 std::unique_ptr<Normalizer> MakePrependNormalizer(absl::string_view prefix);
 std::unique_ptr<Normalizer> MakeReplaceNormalizer(std::shared_ptr<const Regex> pattern,

@@ -3,6 +3,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
@@ -13,6 +14,10 @@
 
 namespace nibble {
 namespace {
+
+// A file can ask for replacements that each double a token.
+constexpr std::size_t kMaxTokenBytes = std::size_t{1} << 20;
+constexpr std::size_t kMaxShownBytes = std::size_t{1} << 30;  // of all tokens
 
 std::optional<int> HexDigit(char c) {
   if (c >= '0' && c <= '9') return c - '0';
@@ -148,9 +153,15 @@ void TokenDecoder::Table::Append(absl::string_view text) {
   bytes.append(text.data(), text.size());
 }
 
-TokenDecoder::TokenDecoder(const TokenTable& tokens, DecodePlan plan,
-                           absl::FunctionRef<bool(std::int32_t)> raw)
-    : plan_(std::move(plan)) {
+absl::StatusOr<TokenDecoder> TokenDecoder::Make(const TokenTable& tokens, DecodePlan plan,
+                                                absl::FunctionRef<bool(std::int32_t)> raw) {
+  TokenDecoder decoder(std::move(plan));
+  RETURN_IF_ERROR(decoder.Fill(tokens, raw));
+  return decoder;
+}
+
+absl::Status TokenDecoder::Fill(const TokenTable& tokens,
+                                absl::FunctionRef<bool(std::int32_t)> raw) {
   const bool first_differs = !plan_.first_without.empty() || !plan_.separator.empty();
   in_run_.resize(plan_.byte_runs == DecodePlan::ByteRuns::kAllOrNothing ? tokens.id_limit() : 0);
   for (std::int32_t id = 0; id < tokens.id_limit(); ++id) {
@@ -160,7 +171,7 @@ TokenDecoder::TokenDecoder(const TokenTable& tokens, DecodePlan plan,
       if (first_differs) first_.Append(text);
       continue;
     }
-    std::string shown = Shown(text);
+    ASSIGN_OR_RETURN(std::string shown, Shown(text));
     if (plan_.byte_runs != DecodePlan::ByteRuns::kNone) {
       if (const std::optional<char> byte = ByteToken(shown)) {
         shown.assign(1, *byte);
@@ -169,17 +180,29 @@ TokenDecoder::TokenDecoder(const TokenTable& tokens, DecodePlan plan,
     }
     bytes_.Append(absl::StrCat(plan_.separator, shown));
     if (first_differs) {
-      first_.Append(plan_.first_without.empty()
-                        ? shown
-                        : Shown(absl::StrReplaceAll(text, {{plan_.first_without, ""}})));
+      if (!plan_.first_without.empty()) {
+        ASSIGN_OR_RETURN(shown, Shown(absl::StrReplaceAll(text, {{plan_.first_without, ""}})));
+      }
+      first_.Append(shown);
+    }
+    if (bytes_.bytes.size() + first_.bytes.size() > kMaxShownBytes) {
+      return absl::InvalidArgumentError(absl::StrCat("tokenizer: the decoder makes more than ",
+                                                     kMaxShownBytes, " bytes of all tokens"));
     }
   }
   bytes_.bytes.shrink_to_fit();
+  return absl::OkStatus();
 }
 
-std::string TokenDecoder::Shown(absl::string_view text) const {
+absl::StatusOr<std::string> TokenDecoder::Shown(absl::string_view text) const {
   std::string shown(text);
   for (const DecodePlan::Replacement& replacement : plan_.replacements) {
+    if (shown.size() / replacement.from.size() * replacement.to.size() > kMaxTokenBytes) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("tokenizer: the decoder's replacement of \"",
+                       absl::CHexEscape(replacement.from.substr(0, 100)),
+                       "\" makes too much of a token of ", text.size(), " bytes"));
+    }
     shown = absl::StrReplaceAll(shown, {{replacement.from, replacement.to}});
   }
   if (plan_.byte_alphabet && IsValidUtf8(shown)) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -40,8 +41,9 @@ absl::StatusOr<DecodePlan> ParseDecoder(const Json& json);
 class TokenDecoder {
  public:
   // `raw(id)`: the token's text is shown as it is (special and user-defined tokens of GGUF).
-  TokenDecoder(const TokenTable& tokens, DecodePlan plan,
-               absl::FunctionRef<bool(std::int32_t)> raw);
+  // InvalidArgument when the replacements make too much of a token or of all.
+  static absl::StatusOr<TokenDecoder> Make(const TokenTable& tokens, DecodePlan plan,
+                                           absl::FunctionRef<bool(std::int32_t)> raw);
 
   // Bytes in the middle of a text; empty for ids that are not there.
   absl::string_view Bytes(std::int32_t id) const;
@@ -66,7 +68,9 @@ class TokenDecoder {
     absl::string_view Find(std::int32_t id) const;
     void Append(absl::string_view text);
   };
-  std::string Shown(absl::string_view text) const;
+  explicit TokenDecoder(DecodePlan plan) : plan_(std::move(plan)) {}
+  absl::Status Fill(const TokenTable& tokens, absl::FunctionRef<bool(std::int32_t)> raw);
+  absl::StatusOr<std::string> Shown(absl::string_view text) const;
 
   DecodePlan plan_;
   Table bytes_;

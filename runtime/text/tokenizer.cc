@@ -14,6 +14,12 @@ namespace nibble {
 namespace {
 
 constexpr std::size_t kMaxTextBytes = std::size_t{64} << 20;
+// A step of a file is run over every text; tokenizers in use have up to eight.
+constexpr std::size_t kMaxSteps = 32;
+
+// What the normalizers, and then the pre-tokenizers, may make of a text: a file can ask for steps
+// that each double it. NFKC makes at most 11 times as much.
+std::size_t MostBytes(std::size_t text_bytes) { return 16 * text_bytes + (64 << 10); }
 
 class PipelineTokenizer final : public Tokenizer {
  public:
@@ -44,6 +50,7 @@ class PipelineTokenizer final : public Tokenizer {
   }
   bool JoinsByteRun(std::int32_t id) const override { return decoder_.JoinsByteRun(id); }
 
+  std::string Spelling(std::int32_t id) const override { return std::string(tokens_.Text(id)); }
   bool IsSpecial(std::int32_t id) const override {
     return id >= 0 && static_cast<std::size_t>(id) < special_.size() &&
            special_[static_cast<std::size_t>(id)];
@@ -119,8 +126,8 @@ absl::Status PipelineTokenizer::EncodeUnmatched(absl::string_view text, bool beg
   std::string normalized;
   if (!normalizers_.empty()) {
     normalized.assign(text.data(), text.size());
-    for (const auto& normalizer : normalizers_)
-      RETURN_IF_ERROR(normalizer->Apply(&normalized, scratch.pre.regex));
+    RETURN_IF_ERROR(
+        Normalize(normalizers_, scratch.pre.regex, MostBytes(text.size()), &normalized));
     text = normalized;
   }
   absl::Status status;
@@ -141,6 +148,13 @@ absl::Status PipelineTokenizer::EncodePiece(const TextPiece& piece, Scratch& scr
     scratch.next_pieces.clear();
     for (const TextPiece& whole : scratch.pieces) {
       RETURN_IF_ERROR(step->Split(whole, scratch.pre, &scratch.next_pieces));
+    }
+    std::size_t bytes = 0;
+    for (const TextPiece& part : scratch.next_pieces) bytes += part.text.size();
+    if (const std::size_t most = MostBytes(piece.text.size()); bytes > most) {
+      return absl::ResourceExhaustedError(absl::StrCat("the pre-tokenizer would make ", bytes,
+                                                       " bytes of ", piece.text.size(),
+                                                       ", more than ", most, "; shorten the text"));
     }
     std::swap(scratch.pieces, scratch.next_pieces);
   }
@@ -184,6 +198,12 @@ std::int64_t PipelineTokenizer::memory_bytes() const {
   return bytes;
 }
 
+absl::Status CheckSteps(absl::string_view what, std::size_t count) {
+  if (count <= kMaxSteps) return absl::OkStatus();
+  return absl::UnimplementedError(
+      absl::StrCat("tokenizer: ", count, " ", what, " are not supported, at most ", kMaxSteps));
+}
+
 // One table of the model's tokens and the added ones.
 absl::StatusOr<TokenTable> JoinTables(const TokenizerParts& parts) {
   std::int64_t bytes = 0;
@@ -212,6 +232,9 @@ absl::StatusOr<TokenTable> JoinTables(const TokenizerParts& parts) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> MakeTokenizer(TokenizerParts parts) {
+  RETURN_IF_ERROR(CheckSteps("normalizers", parts.normalizers.size()));
+  RETURN_IF_ERROR(CheckSteps("pre_tokenizers", parts.pre_tokenizers.size()));
+  RETURN_IF_ERROR(CheckSteps("replacements of the decoder", parts.decoder.replacements.size()));
   ASSIGN_OR_RETURN(TokenTable tokens, JoinTables(parts));
   AddedTokenMatcher raw_matcher;
   AddedTokenMatcher normalized_matcher;
@@ -226,8 +249,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> MakeTokenizer(TokenizerParts parts) {
       continue;
     }
     std::string content = token.content;
-    for (const auto& normalizer : parts.normalizers)
-      RETURN_IF_ERROR(normalizer->Apply(&content, scratch));
+    RETURN_IF_ERROR(Normalize(parts.normalizers, scratch, MostBytes(content.size()), &content));
     RETURN_IF_ERROR(normalized_matcher.Add(token, content));
   }
   for (const std::vector<std::int32_t>* ids : {&parts.prefix, &parts.suffix, &parts.end_ids}) {
@@ -238,8 +260,10 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> MakeTokenizer(TokenizerParts parts) {
       }
     }
   }
-  TokenDecoder decoder(tokens, std::move(parts.decoder),
-                       [&](std::int32_t id) { return raw[static_cast<std::size_t>(id)]; });
+  ASSIGN_OR_RETURN(TokenDecoder decoder,
+                   TokenDecoder::Make(tokens, std::move(parts.decoder), [&](std::int32_t id) {
+                     return raw[static_cast<std::size_t>(id)];
+                   }));
   parts.model_tokens = TokenTable();
   parts.added.clear();
   return std::make_unique<PipelineTokenizer>(std::move(parts), std::move(tokens),

@@ -66,6 +66,8 @@ class Tokenizer {
   // every byte becomes U+FFFD. False for all tokens whose bytes simply join.
   virtual bool JoinsByteRun(std::int32_t /*id*/) const { return false; }
 
+  // The token as its vocabulary spells it ("<|im_end|>"); empty for ids outside the vocabulary.
+  virtual std::string Spelling(std::int32_t id) const = 0;
   virtual bool IsSpecial(std::int32_t id) const = 0;  // hidden by skip_special
   virtual std::int32_t vocab_size() const = 0;        // largest id + 1
   // Whether Decode strips one leading space of the whole text (SentencePiece style).

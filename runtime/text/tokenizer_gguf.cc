@@ -226,8 +226,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromGguf(const GgufVocabul
   for (std::size_t id = 0; id < vocabulary.tokens.size(); ++id) {
     const TokenType type = TypeOf(vocabulary, static_cast<std::int32_t>(id));
     const bool bytes = scored && type == kByte;
-    options.excluded[id] =
-        type == kControl || type == kUnknown || bytes || !IsValidUtf8(vocabulary.tokens[id]);
+    options.excluded[id] = type == kControl || type == kUnknown || bytes;
   }
   ReadAdded(vocabulary, &parts);
   RETURN_IF_ERROR(scored ? ReadScored(vocabulary, special, std::move(options), &parts)

@@ -38,6 +38,7 @@ class FakeTokenizer : public Tokenizer {
     if (id < 0 || id >= 310) return "";
     return std::string(1, static_cast<char>('a' + id % 26)) + (id >= 104 ? " " : "");
   }
+  std::string Spelling(std::int32_t id) const override { return TokenBytes(id); }
   bool IsSpecial(std::int32_t id) const override { return id == 300; }
   std::int32_t vocab_size() const override { return 310; }
   bool StripsLeadingSpace() const override { return false; }

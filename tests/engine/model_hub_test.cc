@@ -412,6 +412,20 @@ TEST_F(ModelHubTest, ChatsAreRenderedAndMessagesCannotSpellTurns) {
   const absl::Status status = model->RenderChat(refused, absl::Now()).status();
   EXPECT_EQ(ReasonOf(status), "CHAT_TEMPLATE_REFUSED");
 
+  // However the decoder shows it: what counts is how a special token is spelled.
+  WriteTinyModel(dir_.File("shown"));
+  Json replace, pattern, tokenizer = TinyTokenizer();
+  pattern.Set("String", "|");
+  replace.Set("type", "Replace");
+  replace.Set("pattern", pattern);
+  replace.Set("content", " ");
+  tokenizer.Set("decoder", replace);
+  std::ofstream(dir_.File("shown") + "/tokenizer.json") << DumpJson(tokenizer);
+  model = MustLoad(Spec("shown", "shown"));
+  EXPECT_EQ(model->tokenizer->TokenBytes(258), "< turn >");
+  EXPECT_EQ(turns(render("x<|turn|>y", false)), 2);
+  EXPECT_EQ(turns(render("x<|turn|>y", true)), 3);
+
   WriteTinyModel(dir_.File("plain"), {.chat_template = false});
   auto plain = MustLoad(Spec("plain", "plain"));
   EXPECT_EQ(plain->RenderChat(refused, absl::Now()).status().code(),

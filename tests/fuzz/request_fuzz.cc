@@ -32,7 +32,10 @@ const ServedModel& Model() {
         "{{ tools }}");
     Check(chat_template.ok());
     made->chat_template = *std::move(chat_template);
-    made->special_texts = {"<|unused|>", "<|turn|>", "</s>", "<s>"};
+    for (std::int32_t id = 256; id < kTinyVocab; ++id) {
+      const std::string spelling = made->tokenizer->Spelling(id);
+      Check(made->special_spellings.Add({.id = id, .content = spelling}, spelling).ok());
+    }
     return made;
   }();
   return *model;

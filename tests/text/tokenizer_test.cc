@@ -401,6 +401,48 @@ TEST(TokenizerJsonTest, RefusesByNameWhatItCannotRun) {
   EXPECT_THAT(JsonError(SmallJson(""), R"({"add_bos_token": true})"), HasSubstr("bos_token"));
 }
 
+// `count` times `step`, as the list of a Sequence.
+std::string Steps(const std::string& step, int count) {
+  return absl::StrJoin(std::vector<std::string>(static_cast<std::size_t>(count), step), ", ");
+}
+
+// A small file must not make much of a small text.
+TEST(TokenizerJsonTest, StepsCannotGrowATextWithoutBound) {
+  const auto normalizers = [](const std::string& step, int count) {
+    return SmallJson(absl::StrCat(R"(, "normalizer": {"type": "Sequence", "normalizers": [)",
+                                  Steps(step, count), "]}"));
+  };
+  const auto pre_tokenizers = [](const std::string& step, int count) {
+    return SmallJson(absl::StrCat(R"(, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [)",
+                                  Steps(step, count), "]}"));
+  };
+  const auto decoders = [](const std::string& step, int count) {
+    return SmallJson(absl::StrCat(R"(, "decoder": {"type": "Sequence", "decoders": [)",
+                                  Steps(step, count), "]}"));
+  };
+  const std::string lower = R"({"type": "Lowercase"})";
+  const std::string twice = R"({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"})";
+  const std::string metaspace = R"({"type": "Metaspace", "replacement": "    ", "split": false})";
+  const std::string bytes =
+      R"({"type": "ByteLevel", "add_prefix_space": false, "use_regex": false})";
+  EXPECT_EQ(JsonError(normalizers(lower, 32)), "");
+  EXPECT_THAT(JsonError(normalizers(lower, 33)), HasSubstr("33 normalizers"));
+  EXPECT_THAT(JsonError(pre_tokenizers(metaspace, 33)), HasSubstr("33 pre_tokenizers"));
+  EXPECT_THAT(JsonError(decoders(twice, 33)), HasSubstr("33 replacements"));
+  EXPECT_EQ(JsonError(decoders(twice, 4)), "");
+  EXPECT_THAT(JsonError(decoders(twice, 30)), HasSubstr("too much of a token of 1 bytes"));
+  for (const std::string& json :
+       {normalizers(twice, 30), pre_tokenizers(metaspace, 30), pre_tokenizers(bytes, 30)}) {
+    const auto tokenizer = Tokenizer::FromJson(json, "");
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    EXPECT_TRUE(absl::IsResourceExhausted((*tokenizer)->Encode("a \xC3\xA9", {}).status())) << json;
+  }
+  EXPECT_THAT(JsonError(absl::StrCat(
+                  normalizers(twice, 30).substr(0, normalizers(twice, 30).size() - 1),
+                  R"(, "added_tokens": [{"id": 4, "content": "a<", "special": false}]})")),
+              HasSubstr("normalized text"));
+}
+
 TEST(TokenizerJsonTest, ConfigMayListMoreTokens) {
   const auto tokenizer = Tokenizer::FromJson(SmallJson(""), R"({"added_tokens_decoder": {
       "4": {"content": "<x>", "special": true}, "2": {"content": "<taken>"}, "9": {"content": "ab"}}})");
