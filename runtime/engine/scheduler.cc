@@ -6,16 +6,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "runtime/engine/prefill_batch.h"
 
 namespace nibble {
 namespace {
-
-// A prefill chunk is never smaller, however little time max_itl leaves: prompts go on too. A step
-// that streams all weights for one token costs about as much for a few.
-constexpr std::int32_t kLeastChunk = 16;
-
-// A step that time cuts short ends on a whole tile of tokens where it has at least so many.
-constexpr std::int32_t kLeastTiles = 4;
 
 // Of max_itl, what a chunk and the decode step behind it are planned to fill: their estimates are
 // off by some percent.
@@ -301,108 +295,9 @@ double Scheduler::PrefillBudget() const {
   return std::clamp(left, 0.0, kLongestPrefillSeconds);
 }
 
-// The most senior first: it always advances. Then the shortest, so that a short prompt does not
-// wait behind a book.
-std::vector<Sequence*> Scheduler::PrefillOrder() const {
-  std::vector<Sequence*> order;
-  for (Sequence* sequence : running_) {
-    if (sequence->prefilling()) order.push_back(sequence);
-  }
-  if (order.size() > 2) {
-    std::stable_sort(order.begin() + 1, order.end(), [](const Sequence* a, const Sequence* b) {
-      const std::int32_t x = a->request->request.priority, y = b->request->request.priority;
-      if (x != y) return x > y;
-      return a->prefill_target - a->kv_launched < b->prefill_target - b->kv_launched;
-    });
-  }
-  return order;
-}
-
 bool Scheduler::GrowPrefill(Batch& batch) {
-  batch.phase = batch.shape.phase = Phase::kPrefill;
-  const std::vector<Sequence*> order = PrefillOrder();
-  if (order.empty()) return false;
-  const double seconds = PrefillBudget();
-  for (std::size_t i = 0; i < order.size(); ++i) {
-    if (static_cast<std::int32_t>(batch.entries.size()) == options_.limits.max_sequences) break;
-    std::int32_t most = options_.limits.max_tokens - static_cast<std::int32_t>(batch.shape.tokens);
-    // The senior leaves half to the others, as far as they have use for it.
-    if (i == 0 && order.size() > 1 && options_.fixed_chunk == 0) {
-      std::int64_t others = 0;
-      for (std::size_t j = 1; j < order.size(); ++j)
-        others += order[j]->prefill_target - order[j]->kv_launched;
-      most -= static_cast<std::int32_t>(std::min<std::int64_t>(others, most / 2));
-    }
-    if (most <= 0 || !AddChunk(batch, order[i], most, seconds)) break;
-  }
-  return !batch.entries.empty();
-}
-
-// As much of the sequence's prompt as fits into `most` tokens, the rows of logits and the time.
-// False: the step is full.
-bool Scheduler::AddChunk(Batch& batch, Sequence* sequence, std::int32_t most, double seconds) {
-  const RequestState& request = *sequence->request;
-  const std::int32_t begin = sequence->kv_launched;
-  const std::int32_t left = sequence->prefill_target - begin;
-  std::int32_t count = std::min(left, most);
-  if (options_.fixed_chunk > 0) {
-    count = std::min(left, options_.fixed_chunk - begin % options_.fixed_chunk);
-    if (count > most) return false;
-  }
-
-  // Rows: one for each prompt token that is to be scored, and one to sample after the last.
-  const bool scores = request.scores_prompt() && sequence->index == 0;
-  const std::int32_t last_scored = scores ? request.prompt_size() - 1 : 0;  // exclusive
-  const auto rows_of = [&](std::int32_t tokens) {
-    const std::int32_t scored =
-        std::max(std::min(begin + tokens, last_scored) - std::max(begin, sequence->scored), 0);
-    return std::pair(scored, begin + tokens == sequence->prefill_target ? 1 : 0);
-  };
-  while (count > 0 && batch.rows + rows_of(count).first + rows_of(count).second >
-                          options_.limits.max_logit_rows) {
-    const auto [scored, sampled] = rows_of(count);
-    const std::int32_t over = batch.rows + scored + sampled - options_.limits.max_logit_rows;
-    count -= std::max(std::min(over, scored), 1);
-  }
-  if (count <= 0) return false;
-
-  const auto fits = [&](std::int32_t tokens) {
-    StepShape shape = batch.shape;
-    shape.Add(begin, tokens);
-    return cost_.Bound(shape) <= seconds;
-  };
-  const bool cut = options_.fixed_chunk == 0 && !fits(count);
-  if (cut) {
-    std::int32_t low = 0, high = count;  // fits(low), not fits(high)
-    while (high - low > 1) {
-      const std::int32_t middle = low + (high - low) / 2;
-      (fits(middle) ? low : high) = middle;
-    }
-    const auto tokens = static_cast<std::int32_t>(batch.shape.tokens) + low;
-    const std::int32_t tile = options_.limits.tile_tokens;
-    if (tokens >= kLeastTiles * tile && low >= tokens % tile) low -= tokens % tile;
-    count = batch.entries.empty() ? std::max(low, std::min(kLeastChunk, count)) : low;
-    if (count == 0) return false;
-  }
-
-  const auto [scored, last] = rows_of(count);
-  const bool final_chunk = last == 1;
-  batch.entries.push_back({.sequence = sequence,
-                           .begin = begin,
-                           .count = count,
-                           .writes_slot = !sequence->slot_written,
-                           .first_scored = std::max(begin, sequence->scored),
-                           .scored_rows = scored,
-                           .samples = final_chunk && request.max_outputs > 0,
-                           .checks = final_chunk && request.max_outputs == 0});
-  batch.rows += scored + last;
-  batch.shape.Add(begin, count);
-  if (scored > 0) sequence->scored = batch.entries.back().first_scored + scored;
-  sequence->slot_written = true;
-  sequence->kv_launched += count;
-  sequence->pending += batch.entries.back().samples ? 1 : 0;
-  ++sequence->in_flight;
-  return !cut;
+  return FillPrefill({options_.limits, options_.fixed_chunk, PrefillBudget()}, cost_, running_,
+                     &batch);
 }
 
 // --- results ---

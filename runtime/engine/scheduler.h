@@ -12,6 +12,7 @@
 #include "runtime/cache/block_pool.h"
 #include "runtime/device/backend.h"
 #include "runtime/engine/admission.h"
+#include "runtime/engine/batch.h"
 #include "runtime/engine/cost_model.h"
 #include "runtime/engine/sequence.h"
 #include "runtime/engine/waiting_queue.h"
@@ -26,31 +27,6 @@ struct SchedulerOptions {
       2;  // of one output; then it waits until all it can need is free, and keeps that
   std::int32_t fixed_chunk =
       0;  // > 0: prefill always in chunks that end at its multiples (--deterministic)
-};
-
-// The tokens [begin, begin + count) of one sequence in a step, and its rows of logits:
-// `scored_rows` that score the prompt tokens after `first_scored`, then one that samples (or only
-// looks for bad logits, `checks`).
-struct ScheduledSequence {
-  Sequence* sequence = nullptr;
-  std::int32_t begin = 0;
-  std::int32_t count = 0;
-  bool writes_slot = false;
-  std::int32_t first_scored = 0;
-  std::int32_t scored_rows = 0;
-  bool samples = false;
-  bool checks = false;
-
-  std::int32_t rows() const { return scored_rows + (samples || checks ? 1 : 0); }
-};
-
-// One step: one phase, any number of sequences.
-struct Batch {
-  Phase phase = Phase::kDecode;
-  std::uint64_t id = 0;
-  StepShape shape;
-  std::int32_t rows = 0;
-  std::vector<ScheduledSequence> entries;
 };
 
 // What a collected step means for one sequence that is still wanted. Spans and pointers are into
@@ -122,8 +98,6 @@ class Scheduler {
 
   bool GrowPrefill(Batch& batch);
   double PrefillBudget() const;
-  std::vector<Sequence*> PrefillOrder() const;
-  bool AddChunk(Batch& batch, Sequence* sequence, std::int32_t most, double seconds);
 
   bool CanDecode(const Sequence& sequence) const;
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "runtime/device/step.h"
-#include "runtime/engine/scheduler.h"
+#include "runtime/engine/batch.h"
 
 namespace nibble {
 
