@@ -44,6 +44,8 @@ constexpr Outcome kOutcomes[] = {
     {absl::StatusCode::kCancelled, "CANCELLED"},
     {absl::StatusCode::kAborted, "SLOW_CONSUMER"},
     {absl::StatusCode::kUnimplemented, "UNSUPPORTED"},
+    {absl::StatusCode::kUnauthenticated, "TENANT_NOT_AUTHENTICATED"},
+    {absl::StatusCode::kPermissionDenied, "TENANT_NOT_AUTHENTICATED"},
 };
 constexpr absl::StatusCode kCodes[] = {
     absl::StatusCode::kCancelled,          absl::StatusCode::kUnknown,

@@ -86,9 +86,9 @@ absl::Status Daemon::Start() {
                        .credentials = credentials,
                        .max_connection_age = options_.max_connection_age,
                        .queues = RpcQueues()};
-  absl::StatusOr<std::unique_ptr<RpcServer>> started =
-      RpcServer::Start(rpc, {MakeGenerationService(&state_, &prepare_pool_),
-                             MakeModelService(&state_), MakeHealthService(&state_, &watchers_)});
+  absl::StatusOr<std::unique_ptr<RpcServer>> started = RpcServer::Start(
+      rpc, {MakeGenerationService(&state_, &prepare_pool_, options_.tenant_metadata),
+            MakeModelService(&state_), MakeHealthService(&state_, &watchers_)});
   if (!started.ok()) {
     const char* or_else =
         options_.tls_cert.empty() ? "" : "; or --tls-cert and --tls-key do not belong together";

@@ -10,6 +10,7 @@
 #include "runtime/base/status.h"
 #include "server/errors.h"
 #include "server/generation_job.h"
+#include "server/tenant.h"
 #include "server/unary.h"
 #include "server/wire.h"
 #include "server/wire_response.h"
@@ -32,8 +33,9 @@ absl::Status CheckSize(const google::protobuf::MessageLite& response, absl::stri
 // out.
 class GenerateHandler final : public CallHandler {
  public:
-  GenerateHandler(Call& call, const ServingState* state, PreparePool* pool)
-      : call_(call), state_(state), pool_(pool) {}
+  GenerateHandler(Call& call, const ServingState* state, PreparePool* pool,
+                  std::shared_ptr<const std::string> tenant_metadata)
+      : call_(call), state_(state), pool_(pool), tenant_metadata_(std::move(tenant_metadata)) {}
 
   void OnRequest(const grpc::ByteBuffer& bytes) override {
     const absl::Status status = Start(bytes);
@@ -54,6 +56,8 @@ class GenerateHandler final : public CallHandler {
  private:
   absl::Status Start(const grpc::ByteBuffer& bytes) {
     RETURN_IF_ERROR(ParseRequest(bytes, &job_->proto));
+    if (const std::string& key = *tenant_metadata_; !key.empty())
+      RETURN_IF_ERROR(TakeTenant(key, call_.metadata(key), &job_->proto));
     job_->deadline = call_.deadline();
     RETURN_IF_ERROR(SubmitGeneration(state_, pool_, job_, call_.waker()));
     given_to_pool_ = true;
@@ -104,6 +108,7 @@ class GenerateHandler final : public CallHandler {
   Call& call_;
   const ServingState* state_;
   PreparePool* pool_;
+  const std::shared_ptr<const std::string> tenant_metadata_;
   std::shared_ptr<GenerationJob> job_ = std::make_shared<GenerationJob>();
   bool given_to_pool_ = false;
   std::optional<StreamEvent> next_event_;       // taken, but not merged
@@ -112,11 +117,15 @@ class GenerateHandler final : public CallHandler {
 
 }  // namespace
 
-RpcService MakeGenerationService(const ServingState* state, PreparePool* pool) {
+RpcService MakeGenerationService(const ServingState* state, PreparePool* pool,
+                                 std::string tenant_metadata) {
   RpcService service{kGenerationService, {}};
-  service.methods.push_back({"Generate", [state, pool](Call& call) -> std::unique_ptr<CallHandler> {
-                               return std::make_unique<GenerateHandler>(call, state, pool);
-                             }});
+  service.methods.push_back(
+      {"Generate",
+       [state, pool, key = std::make_shared<const std::string>(std::move(tenant_metadata))](
+           Call& call) -> std::unique_ptr<CallHandler> {
+         return std::make_unique<GenerateHandler>(call, state, pool, key);
+       }});
   service.methods.push_back(PooledUnary<v1::TokenizeRequest, v1::TokenizeResponse>(
       "Tokenize", pool,
       [state](const v1::TokenizeRequest& request, v1::TokenizeResponse* response) -> absl::Status {

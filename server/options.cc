@@ -12,6 +12,7 @@
 #include "server/errors.h"
 #include "server/http_prompt.h"
 #include "server/option_sources.h"
+#include "server/tenant.h"
 #include "server/wire.h"
 
 namespace nibble {
@@ -142,6 +143,10 @@ const std::vector<Flag>& Flags() {
       {"tls-key", "FILE", "", "PEM private key of tls-cert", To(&O::tls_key, Text())},
       {"tls-client-ca", "FILE", "", "PEM roots: clients must show a certificate",
        To(&O::tls_client_ca, Text())},
+      {"tenant-metadata", "KEY", "",
+       "metadata, set by an authenticating proxy, that names a call's tenant; unset: the request "
+       "does",
+       To(&O::tenant_metadata, ParseMetadataKey)},
       {"max-connection-age", "TIME", "", "connections are closed gently after that; unset: never",
        To(&O::max_connection_age, ParseConnectionAge)},
       {"drain-timeout", "TIME", "30s", "how long streams may go on after SIGTERM",
@@ -210,6 +215,11 @@ absl::Status CheckTogether(const ServeOptions& options) {
     return absl::InvalidArgumentError(
         "--http-prompt and --tls-client-ca exclude each other: the HTTP port asks for no "
         "certificate, so that anybody could send prompts; drop one of them");
+  }
+  if (options.http_prompt && !options.tenant_metadata.empty()) {
+    return absl::InvalidArgumentError(
+        "--http-prompt and --tenant-metadata exclude each other: the HTTP port authenticates "
+        "nobody; drop one of them");
   }
   if (options.http_prompt && (options.http.empty() || options.http == "off"))
     return absl::InvalidArgumentError("--http-prompt needs --http HOST:PORT, which is off");

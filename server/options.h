@@ -44,6 +44,7 @@ struct ServeOptions {
   Admission admission = Admission::kOptimistic;
   bool deterministic = false;
   std::string tls_cert, tls_key, tls_client_ca;
+  std::string tenant_metadata;  // what names a call's tenant; empty: the request
   std::optional<absl::Duration> max_connection_age;
   absl::Duration drain_timeout;
   std::optional<LogFormat> log_format;  // unset: text on a terminal, else JSON

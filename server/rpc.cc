@@ -184,6 +184,15 @@ bool Call::deadline_is_due() const { return deadline() <= absl::Now() + kDeadlin
 
 std::string Call::peer() const { return rpc_->context.peer(); }
 
+std::vector<std::string> Call::metadata(absl::string_view key) const {
+  std::vector<std::string> values;
+  const auto range =
+      rpc_->context.client_metadata().equal_range(grpc::string_ref(key.data(), key.size()));
+  for (auto entry = range.first; entry != range.second; ++entry)
+    values.emplace_back(entry->second.data(), entry->second.size());
+  return values;
+}
+
 absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const RpcServerOptions& options,
                                                             std::vector<RpcService> services) {
   std::unique_ptr<RpcServer> server(new RpcServer);

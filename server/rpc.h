@@ -65,6 +65,8 @@ class Call final : public StreamWaker, public std::enable_shared_from_this<Call>
   // from a cancel.
   bool deadline_is_due() const;
   std::string peer() const;
+  // What the client sent under this key.
+  std::vector<std::string> metadata(absl::string_view key) const;
   std::weak_ptr<StreamWaker> waker() { return weak_from_this(); }
 
  private:

@@ -21,6 +21,7 @@ const WORDS = {
   CANCELLED: "The client cancelled",
   SLOW_CONSUMER: "The client read too slowly",
   UNSUPPORTED: "Asked for what this server does not do",
+  TENANT_NOT_AUTHENTICATED: "Not the tenant that the call’s metadata names, or none",
 };
 
 // "model/code/reason" -> {model, code, reason, count}
