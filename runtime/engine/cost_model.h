@@ -32,12 +32,17 @@ class CostModel {
 
   // Whether any step of the phase was seen; without, Estimate and Bound are 0.
   bool Knows(Phase phase) const { return Line(phase).observations > 0; }
+  // Whether so many were seen that a request may be refused by what they tell: the few of a start
+  // on a busy machine can make a prompt look ten times as long as it is.
+  bool IsSettled(Phase phase) const { return Line(phase).observations >= kSettled; }
   double Estimate(const StepShape& shape) const;
   // The estimate and what steps recently took beyond theirs; more for steps of over twice as many
   // tokens as any that was seen, in proportion, so that what is not known yet is felt for.
   double Bound(const StepShape& shape) const;
 
  private:
+  static constexpr std::int64_t kSettled = 32;
+
   struct Fit {
     std::array<std::array<double, 3>, 3> gram{};  // sum of w x x'
     std::array<double, 3> moment{};               // sum of w x seconds

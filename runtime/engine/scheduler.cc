@@ -143,7 +143,7 @@ Scheduler::Admit Scheduler::TryAdmit(Sequence* sequence, absl::Time now) {
   sequence->blocks = MatchPrefix(*sequence, tokens);
   const std::int32_t cached = sequence->blocks.size() * pool_->block_tokens();
 
-  if (!request.started && cost_.Knows(Phase::kPrefill) &&
+  if (!request.started && cost_.IsSettled(Phase::kPrefill) &&
       now + absl::Seconds(PrefillSeconds(cached, target)) > request.deadline) {
     sequence->blocks.Clear();
     return Admit::kRefused;

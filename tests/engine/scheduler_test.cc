@@ -281,9 +281,20 @@ TEST(SchedulerTest, TenantsShareByTokensServed) {
 
 TEST(SchedulerTest, PromptsThatCannotMeetTheirDeadlineAreRefusedUnseen) {
   Simulation simulation(Small());
-  RequestState* late = simulation.Add({.prompt = 150, .deadline = kStart + absl::Milliseconds(10)});
+  const auto hopeless = [&] {
+    return Ask{.prompt = 150, .deadline = simulation.now + absl::Milliseconds(10)};
+  };
+  simulation.Add(hopeless());
+  simulation.RunUntilIdle();
+  EXPECT_TRUE(simulation.refused.empty()) << "a warm-up alone refuses nobody";
+  for (int i = 0; i < 32; ++i) {
+    StepShape shape{.phase = Phase::kPrefill};
+    shape.Add(0, 1 + i % 8 * 8);
+    simulation.scheduler.cost().Observe(shape, simulation.TrueSeconds(shape));
+  }
+  RequestState* late = simulation.Add(hopeless());
   const std::uint64_t id = late->id;
-  simulation.Add({.prompt = 150, .deadline = kStart + absl::Seconds(10)});
+  simulation.Add({.prompt = 150, .deadline = simulation.now + absl::Seconds(10)});
   std::int64_t prefilled = 0;
   simulation.on_launch = [&](const Batch& batch) {
     if (batch.phase == Phase::kPrefill) prefilled += batch.shape.tokens;
