@@ -38,7 +38,7 @@ struct AttentionState {
 struct AttentionArgs {
   KvPages kv;
   const float* const* queries;    // [rows] pointers to head_dim floats
-  const std::int32_t* positions;  // [rows]
+  const std::int32_t* positions;  // [rows], ascending
   std::int32_t rows;
   float scale;
   float softcap;        // 0: none

@@ -59,6 +59,16 @@ inline void StoreBf16(std::uint16_t* p, F32x16 a) {
 }
 
 // The first `count` lanes from memory, zero above; and the first `count` lanes to memory.
+#if defined(__AVX512F__)
+inline F32x16 LoadFirst(const float* p, int count) {
+  if (count >= 16) return Load(p);
+  return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1 << count) - 1), p)};
+}
+inline void StoreFirst(float* p, F32x16 a, int count) {
+  if (count >= 16) return Store(p, a);  // a masked one takes longer
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1 << count) - 1), a.v);
+}
+#else
 inline F32x16 LoadFirst(const float* p, int count) {
   if (count >= 16) return Load(p);
   float lanes[16] = {};
@@ -71,6 +81,7 @@ inline void StoreFirst(float* p, F32x16 a, int count) {
   Store(lanes, a);
   for (int i = 0; i < count; ++i) p[i] = lanes[i];
 }
+#endif
 
 // Horizontal reductions in one fixed order: lane i with lane i + 8, then 4, 2, 1.
 #if defined(__AVX2__)
@@ -124,11 +135,22 @@ inline std::int32_t SumLanes(I32x16 a) {
 }
 #endif
 
+#if !defined(__AVX512F__)
+// p * 2^n of whole n, in two factors, so that n = 128 does not overflow before the product does.
+inline F32x16 TimesPowerOfTwo(F32x16 p, F32x16 n) {
+  const I32x16 exponent = ToInt(n), half = Sar<1>(exponent);
+  const F32x16 a = AsFloat(Shl<23>(half + SetI(127)));
+  const F32x16 b = AsFloat(Shl<23>(exponent - half + SetI(127)));
+  return p * a * b;
+}
+#endif
+
 // e^x within 2 ulp; 0 below -87.3, +inf above 88.7, NaN stays NaN. Cody-Waite reduction by ln 2,
 // then the degree-6 polynomial of the Taylor family with minimax coefficients (Cephes expf).
 inline F32x16 Exp(F32x16 x) {
-  const F32x16 n = RoundEven(Min(Max(x, Set(-87.5f)), Set(89.0f)) * Set(1.44269504088896341f));
-  F32x16 r = Fma(n, Set(-0.693359375f), x);
+  const F32x16 clamped = Min(Set(89.0f), Max(Set(-87.5f), x));  // which return NaN where x is
+  const F32x16 n = RoundEven(clamped * Set(1.44269504088896341f));
+  F32x16 r = Fma(n, Set(-0.693359375f), clamped);
   r = Fma(n, Set(2.12194440e-4f), r);
   F32x16 p = Set(1.9875691500e-4f);
   p = Fma(p, r, Set(1.3981999507e-3f));
@@ -137,15 +159,7 @@ inline F32x16 Exp(F32x16 x) {
   p = Fma(p, r, Set(1.6666665459e-1f));
   p = Fma(p, r, Set(5.0000001201e-1f));
   p = Fma(p, r * r, r + Set(1.0f));
-  // 2^n in two factors, so that n = 128 does not overflow before the product does.
-  const I32x16 exponent = ToInt(n);
-  const I32x16 half = Sar<1>(exponent);
-  const F32x16 a = AsFloat(Shl<23>(half + SetI(127)));
-  const F32x16 b = AsFloat(Shl<23>(exponent - half + SetI(127)));
-  F32x16 y = p * a * b;
-  y = Select(Less(x, Set(-87.336f)), Zero(), y);
-  y = Select(Less(Set(88.7228f), x), Set(__builtin_inff()), y);
-  return Select(IsNan(x), x, y);
+  return Select(Less(x, Set(-87.336f)), Zero(), TimesPowerOfTwo(p, n));
 }
 
 // tanh x: an odd polynomial near zero, where 1 - 2 / (e^2x + 1) would cancel.
