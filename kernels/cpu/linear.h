@@ -153,6 +153,8 @@ struct IntegerArgs {
   std::int64_t y_stride = 0;
   std::uint8_t* panels = nullptr;  // [IntegerPanelBytes(k)], of this thread
   float* numbers = nullptr;        // [IntegerNumberFloats(k)], of this thread
+  // Where set, y = silu(x * W^T) * (x * up^T). REQUIRES: MatchesForGlu(*w, *up), TakesGlu(rows).
+  const Matrix* up = nullptr;
 };
 inline constexpr std::int64_t kPanelTiles = 4;  // multiplied at once, at most
 constexpr std::int64_t IntegerPanelBytes(std::int64_t k) {
@@ -171,6 +173,10 @@ bool TakesInt8(const Matrix& w);
 // products fit 32 bits where it is two.
 std::int32_t InputLimit(const Matrix& w);
 std::int64_t InputSpan(const Matrix& w);
+
+// Whether integer products of two matrices and SiLU can be one, and for how many rows.
+bool MatchesForGlu(const Matrix& gate, const Matrix& up);
+inline constexpr std::int64_t kFewestGluRows = 33;
 
 // Dense weights to a tile of 12-bit codes and its bfloat16 scales [group][16]. A group with a NaN
 // or an infinity has such a scale.

@@ -116,6 +116,11 @@ bool SupportsIntegers(const Matrix& w) {
 
 bool TakesInt8(const Matrix& w) { return w.kind == CodeKind::kAffine || w.kind == CodeKind::kI8; }
 
+bool MatchesForGlu(const Matrix& gate, const Matrix& up) {
+  return gate.n == up.n && gate.k == up.k && gate.kind == up.kind && gate.bits == up.bits &&
+         gate.group == up.group && gate.offset == up.offset;
+}
+
 std::int32_t InputLimit(const Matrix& w) {
   return TakesInt8(w) ? 32767 : w.kind == CodeKind::kI12 ? 16383 : kLargestCode;
 }

@@ -59,6 +59,7 @@ void CpuAttention::Run(const AttentionOp& op, const float* qkv, std::int64_t qkv
                        std::int64_t out_stride, const float* sinks) {
   const Call call{op, qkv, qkv_stride, out, out_stride, sinks};
   const std::int64_t tasks = num_tasks();
+  if (tasks == 0) return;
   if (tasks < split_tasks_) return RunSplit(call);
   context_.pool->For(tasks, 1, [&](std::int64_t index, std::int64_t, int thread) {
     Task task;

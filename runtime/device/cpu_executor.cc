@@ -45,7 +45,12 @@ CpuExecutor::CpuExecutor(const CpuContext& context, Program program, const StepL
     rope_at_.push_back(
         layout.Take(2 * max_tokens_ * static_cast<std::int64_t>(rope.inv_freq.size()) * 4));
   }
+  for (std::size_t i = 0; i < program_.ops.size(); ++i) {
+    if (std::holds_alternative<RopeAppendOp>(program_.ops[i])) last_append_ = i;
+  }
   sequence_of_.reserve(static_cast<std::size_t>(limits.max_tokens));
+  kept_.reserve(static_cast<std::size_t>(limits.max_logit_rows));
+  kept_positions_.reserve(static_cast<std::size_t>(limits.max_logit_rows));
 }
 
 absl::Status CpuExecutor::Bind(const HostMemory& memory, ModelWeights weights, const KvLayout& kv,
@@ -88,9 +93,41 @@ void CpuExecutor::Run(const StepInput& input, std::span<const std::int32_t> toke
   }
   attention_.BeginStep(input_);
   FillRopes();
-  for (const Op& op : program_.ops) {
-    std::visit([this](const auto& each) { Run(each); }, op);
+  for (std::size_t i = 0; i < program_.ops.size(); ++i) {
+    const auto* linear = std::get_if<LinearOp>(&program_.ops[i]);
+    if (linear != nullptr && i + 1 < program_.ops.size() &&
+        RunWithGlu(*linear, program_.ops[i + 1])) {
+      ++i;
+      continue;
+    }
+    std::visit([this](const auto& each) { Run(each); }, program_.ops[i]);
+    if (i == last_append_) KeepLogitRows();
   }
+}
+
+void CpuExecutor::KeepLogitRows() {
+  kept_.clear();
+  for (const LogitRow& row : input_.logit_rows) kept_.push_back(row.token_index);
+  std::sort(kept_.begin(), kept_.end());
+  kept_.erase(std::unique(kept_.begin(), kept_.end()), kept_.end());
+  num_tokens_ = static_cast<std::int64_t>(kept_.size());
+  kept_positions_.clear();
+  kept_lengths_.assign(input_.slots.size(), 0);
+  for (const std::int32_t token : kept_) {
+    kept_positions_.push_back(input_.positions[static_cast<std::size_t>(token)]);
+    ++kept_lengths_[static_cast<std::size_t>(sequence_of_[static_cast<std::size_t>(token)])];
+  }
+  for (std::size_t b = 0; b < buffers_.size(); ++b) {
+    const auto id = static_cast<BufferId>(b);
+    if (program_.buffers[b].per_logit_row) continue;
+    for (std::int64_t row = 0; row < num_tokens_; ++row) {
+      const std::int32_t from = kept_[static_cast<std::size_t>(row)];
+      if (from != row) std::copy_n(Row(id, from), Dim(id), Row(id, row));
+    }
+  }
+  input_.positions = kept_positions_;
+  input_.query_lengths = kept_lengths_;
+  attention_.BeginStep(input_);
 }
 
 // cos and sin of every token's angles, shared by all layers.
@@ -160,6 +197,19 @@ void CpuExecutor::Run(const LinearOp& op) {
   products_.Run(jobs_);
 }
 
+bool CpuExecutor::RunWithGlu(const LinearOp& op, const Op& next) {
+  const auto* glu = std::get_if<GluOp>(&next);
+  const std::vector<CpuSegment>& segments = Linear(op.weight).segments();
+  if (glu == nullptr || glu->in != op.out || glu->activation != Activation::kSilu ||
+      segments.size() != 2 || !products_.TakesGlu(segments[0], segments[1], Rows(op.in))) {
+    return false;
+  }
+  const ProductJob job{&segments[0],     Row(op.in, 0),    Stride(op.in), Rows(op.in),
+                       Row(glu->out, 0), Stride(glu->out), &segments[1]};
+  products_.Run({&job, 1});
+  return true;
+}
+
 void CpuExecutor::Run(const RopeAppendOp& op) {
   const std::int64_t head_dim = program_.head_dim;
   const std::int32_t heads = program_.num_heads, kv_heads = program_.num_kv_heads;
@@ -214,7 +264,8 @@ void CpuExecutor::Run(const MoeOp& op) {
 void CpuExecutor::Run(const GatherRowsOp& op) {
   for (std::int64_t row = 0; row < logit_rows_; ++row) {
     const std::int32_t token = input_.logit_rows[static_cast<std::size_t>(row)].token_index;
-    std::memcpy(Row(op.out, row), Row(op.in, token),
+    const auto kept = std::lower_bound(kept_.begin(), kept_.end(), token) - kept_.begin();
+    std::memcpy(Row(op.out, row), Row(op.in, kept),
                 static_cast<std::size_t>(Dim(op.in)) * sizeof(float));
   }
 }

@@ -50,6 +50,9 @@ class CpuExecutor {
   }
 
   void FillRopes();
+  // After the last keys are appended: moves the rows that logits are wanted of to the front, for no
+  // other is ever looked at again.
+  void KeepLogitRows();
   void Run(const EmbedOp& op);
   void Run(const RmsNormOp& op);
   void Run(const AddRmsNormOp& op);
@@ -57,6 +60,8 @@ class CpuExecutor {
   void Run(const LinearOp& op);
   void Run(const RopeAppendOp& op);
   void Run(const AttentionOp& op);
+  // `op` and the GLU over its outputs at once, where the products know how; false: nothing done.
+  bool RunWithGlu(const LinearOp& op, const Op& next);
   void Run(const GluOp& op);
   void Run(const MoeOp& op);
   void Run(const GatherRowsOp& op);
@@ -73,6 +78,7 @@ class CpuExecutor {
   std::vector<float*> buffers_;
   std::vector<float*> ropes_;
   std::int64_t max_tokens_;
+  std::size_t last_append_ = 0;  // op
 
   ModelWeights weights_;
   std::vector<const CpuLinear*> linears_;
@@ -83,6 +89,8 @@ class CpuExecutor {
   std::span<const std::int32_t> tokens_;
   std::vector<std::int32_t> sequence_of_;  // [tokens]
   std::int64_t num_tokens_ = 0;
+  std::vector<std::int32_t> kept_;  // tokens whose rows are left, ascending
+  std::vector<std::int32_t> kept_positions_, kept_lengths_;
   std::int64_t logit_rows_ = 0;
 };
 

@@ -80,6 +80,11 @@ CpuProducts::Rounding CpuProducts::RoundingOf(const CpuSegment& segment) const {
           cpu::InputLimit(segment.matrix)};
 }
 
+bool CpuProducts::TakesGlu(const CpuSegment& gate, const CpuSegment& up, std::int64_t rows) const {
+  return context_.integer() && gate.integer && up.integer && rows >= cpu::kFewestGluRows &&
+         cpu::MatchesForGlu(gate.matrix, up.matrix) && SamePreparation(gate, up);
+}
+
 void CpuProducts::Run(std::span<const ProductJob> jobs) {
   ready_.clear();
   std::int64_t used = 0;              // of the scratch for inputs, of either kind
@@ -159,7 +164,8 @@ void CpuProducts::RunTiles(const Ready& ready, std::int64_t begin, std::int64_t 
     context_.kernels->linear_integer({&w, begin, end, ready.quantized, job.rows, job.y,
                                       job.y_stride,
                                       code_panels_ + thread * cpu::IntegerPanelBytes(limits_.k),
-                                      numbers_ + thread * cpu::IntegerNumberFloats(limits_.k)});
+                                      numbers_ + thread * cpu::IntegerNumberFloats(limits_.k),
+                                      job.up == nullptr ? nullptr : &job.up->matrix});
   } else {
     context_.kernels->linear_f32(
         {&w, begin, end, job.x, job.x_stride, job.rows, job.y, job.y_stride, panel(thread)});

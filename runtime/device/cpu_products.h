@@ -45,6 +45,8 @@ struct ProductJob {
   std::int64_t rows = 0;
   float* y = nullptr;  // [rows, y_stride]
   std::int64_t y_stride = 0;
+  // Where set, y = silu(x * W^T + bias) * (x * up^T + bias). REQUIRES: TakesGlu.
+  const CpuSegment* up = nullptr;
 };
 
 // The largest products of a program: scratch is sized for them.
@@ -61,6 +63,9 @@ class CpuProducts {
  public:
   CpuProducts(const CpuContext& context, const ProductLimits& limits, MemoryLayout& layout);
   void Bind(const HostMemory& memory);
+
+  // Whether the products of a gate and of what it lets through can be one job.
+  bool TakesGlu(const CpuSegment& gate, const CpuSegment& up, std::int64_t rows) const;
 
   // All jobs, in as few regions as the scratch allows. REQUIRES: outputs do not overlap.
   void Run(std::span<const ProductJob> jobs);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "runtime/device/cpu_products.h"
@@ -40,6 +41,17 @@ class Products {
       jobs.push_back({&segment, x.data(), linear.k, rows, y.data() + segment.row, linear.n});
     }
     products_.Run(jobs);
+    return y;
+  }
+
+  // Nothing where they cannot be one job.
+  std::optional<std::vector<float>> Glu(const CpuLinear& gate, const CpuLinear& up,
+                                        const std::vector<float>& x, std::int64_t rows) {
+    const CpuSegment &g = gate.segments()[0], &u = up.segments()[0];
+    if (!products_.TakesGlu(g, u, rows)) return std::nullopt;
+    std::vector<float> y(static_cast<std::size_t>(rows * gate.n), 7777.0f);
+    const ProductJob job{&g, x.data(), gate.k, rows, y.data(), gate.n, &u};
+    products_.Run({&job, 1});
     return y;
   }
 
@@ -275,6 +287,53 @@ TEST_P(CpuLinearTest, RowIsTheSameBitsAloneAmongOthersAndOnMoreThreads) {
       }
     }
   }
+}
+
+TEST_P(CpuLinearTest, GluOfTwoProductsHasTheBitsOfItsParts) {
+  constexpr std::int64_t kK = 300, kMostRows = 71;
+  const auto x = reference::Random(kMostRows * kK, 5, 2.0f);
+  int joined = 0;
+  for (const InputRounding rounding : kRoundings) {
+    const DenseForm form =
+        rounding == InputRounding::kNone ? DenseForm::kExact : DenseForm::kRounded;
+    Products products(kernels(), 1, rounding), threads(kernels(), 3, rounding);
+    for (const std::int64_t n : {64, 57}) {
+      const auto gates = EveryEncoding(n, kK, 13), ups = EveryEncoding(n, kK, 14);
+      for (std::size_t i = 0; i < gates.size(); ++i) {
+        SCOPED_TRACE(testing::Message()
+                     << gates[i].name << " " << n << " rounding " << static_cast<int>(rounding));
+        const auto gate = Pack(gates[i].weight, form), up = Pack(ups[i].weight, form);
+        for (const std::int64_t rows : {33L, 48L, kMostRows}) {
+          const auto glu = products.Glu(*gate, *up, x, rows);
+          if (!glu.has_value()) continue;
+          ++joined;
+          EXPECT_EQ(threads.Glu(*gate, *up, x, rows), glu);
+          const auto g = products.Run(*gate, x, rows), u = products.Run(*up, x, rows);
+          for (std::int64_t r = 0; r < rows; ++r) {
+            std::vector<float> pair(g.begin() + r * n, g.begin() + (r + 1) * n), want(n);
+            pair.insert(pair.end(), u.begin() + r * n, u.begin() + (r + 1) * n);
+            kernels().glu_silu(want.data(), pair.data(), n);
+            ASSERT_EQ(std::vector<float>(glu->begin() + r * n, glu->begin() + (r + 1) * n), want)
+                << "row " << r << " of " << rows;
+          }
+        }
+      }
+    }
+  }
+  EXPECT_GT(joined, 100);
+}
+
+TEST_P(CpuLinearTest, GluIsNotJoinedOfFewRowsOrUnlikeWeights) {
+  WeightMaker make(4);
+  const auto gate = Pack(make.AffineWeight(32, 96, 4, 32, ScaleKind::kF16, OffsetKind::kBias));
+  const auto other = Pack(make.AffineWeight(32, 96, 6, 32, ScaleKind::kF16, OffsetKind::kBias));
+  const auto x = reference::Random(33 * 96, 5);
+  Products products(kernels(), 1, InputRounding::kInt16);
+  EXPECT_TRUE(products.Glu(*gate, *gate, x, 33).has_value());
+  EXPECT_FALSE(products.Glu(*gate, *gate, x, 32).has_value());
+  EXPECT_FALSE(products.Glu(*gate, *other, x, 33).has_value());
+  Products exact(kernels());
+  EXPECT_FALSE(exact.Glu(*gate, *gate, x, 33).has_value());
 }
 
 TEST_P(CpuLinearTest, NanInputSpoilsItsOwnRowOnly) {
