@@ -51,6 +51,7 @@ CpuExecutor::CpuExecutor(const CpuContext& context, Program program, const StepL
   sequence_of_.reserve(static_cast<std::size_t>(limits.max_tokens));
   kept_.reserve(static_cast<std::size_t>(limits.max_logit_rows));
   kept_positions_.reserve(static_cast<std::size_t>(limits.max_logit_rows));
+  kept_lengths_.reserve(static_cast<std::size_t>(limits.max_sequences));
 }
 
 absl::Status CpuExecutor::Bind(const HostMemory& memory, ModelWeights weights, const KvLayout& kv,
@@ -110,6 +111,7 @@ void CpuExecutor::KeepLogitRows() {
   for (const LogitRow& row : input_.logit_rows) kept_.push_back(row.token_index);
   std::sort(kept_.begin(), kept_.end());
   kept_.erase(std::unique(kept_.begin(), kept_.end()), kept_.end());
+  if (static_cast<std::int64_t>(kept_.size()) == num_tokens_) return;  // all, as in decode
   num_tokens_ = static_cast<std::int64_t>(kept_.size());
   kept_positions_.clear();
   kept_lengths_.assign(input_.slots.size(), 0);
