@@ -296,6 +296,10 @@ double Scheduler::PrefillBudget() const {
 }
 
 bool Scheduler::GrowPrefill(Batch& batch) {
+  if (std::none_of(running_.begin(), running_.end(),
+                   [](const Sequence* s) { return s->prefilling(); })) {
+    return false;  // most steps: the budget looks at every running sequence
+  }
   return FillPrefill({options_.limits, options_.fixed_chunk, PrefillBudget()}, cost_, running_,
                      &batch);
 }
