@@ -153,7 +153,8 @@ struct IntegerArgs {
   std::int64_t y_stride = 0;
   std::uint8_t* panels = nullptr;  // [IntegerPanelBytes(k)], of this thread
   float* numbers = nullptr;        // [IntegerNumberFloats(k)], of this thread
-  // Where set, y = silu(x * W^T) * (x * up^T). REQUIRES: MatchesForGlu(*w, *up), TakesGlu(rows).
+  // Where set, y = silu(x * W^T) * (x * up^T). REQUIRES: MatchesForGlu(*w, *up) and
+  // at least kFewestGluRows rows.
   const Matrix* up = nullptr;
 };
 inline constexpr std::int64_t kPanelTiles = 4;  // multiplied at once, at most
@@ -174,7 +175,7 @@ bool TakesInt8(const Matrix& w);
 std::int32_t InputLimit(const Matrix& w);
 std::int64_t InputSpan(const Matrix& w);
 
-// Whether integer products of two matrices and SiLU can be one, and for how many rows.
+// Whether integer products of two matrices and SiLU can be one, from so many rows on.
 bool MatchesForGlu(const Matrix& gate, const Matrix& up);
 inline constexpr std::int64_t kFewestGluRows = 33;
 

@@ -59,16 +59,7 @@ inline void StoreBf16(std::uint16_t* p, F32x16 a) {
 }
 
 // The first `count` lanes from memory, zero above; and the first `count` lanes to memory.
-#if defined(__AVX512F__)
-inline F32x16 LoadFirst(const float* p, int count) {
-  if (count >= 16) return Load(p);
-  return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1 << count) - 1), p)};
-}
-inline void StoreFirst(float* p, F32x16 a, int count) {
-  if (count >= 16) return Store(p, a);  // a masked one takes longer
-  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1 << count) - 1), a.v);
-}
-#else
+#if !defined(__AVX512F__)
 inline F32x16 LoadFirst(const float* p, int count) {
   if (count >= 16) return Load(p);
   float lanes[16] = {};
