@@ -69,6 +69,23 @@ bool IsBelow(const fs::path& root, const fs::path& path) {
   return !relative.empty() && *relative.begin() != "..";
 }
 
+struct AskedPath {
+  fs::path root;  // without links
+  fs::path path;  // below it by its spelling
+};
+
+absl::StatusOr<AskedPath> Ask(const std::string& root, absl::string_view path) {
+  if (path.empty() || path.size() > 4096 || absl::StrContains(path, absl::string_view("\0", 1))) {
+    return InvalidField(
+        "path", absl::StrCat("must be a path of 1 to 4096 bytes without NUL, is ", Quote(path)));
+  }
+  ASSIGN_OR_RETURN(const fs::path real_root, RealRoot(root));
+  const fs::path asked = (real_root / std::string(path)).lexically_normal();
+  if (!IsBelow(real_root, asked))
+    return NotAllowed(absl::StrCat("path ", Quote(path), " is not below --model-root"));
+  return AskedPath{real_root, asked};
+}
+
 }  // namespace
 
 absl::Status ApplyLoadOptions(const v1::LoadOptions& options, LoadSpec* spec) {
@@ -98,29 +115,21 @@ absl::Status ApplyLoadOptions(const v1::LoadOptions& options, LoadSpec* spec) {
 }
 
 absl::StatusOr<std::string> PathBelow(const std::string& root, absl::string_view path) {
-  if (path.empty() || path.size() > 4096 || absl::StrContains(path, absl::string_view("\0", 1))) {
-    return InvalidField(
-        "path", absl::StrCat("must be a path of 1 to 4096 bytes without NUL, is ", Quote(path)));
-  }
-  ASSIGN_OR_RETURN(const fs::path real_root, RealRoot(root));
-  const fs::path asked = (real_root / std::string(path)).lexically_normal();
-  if (!IsBelow(real_root, asked))
-    return NotAllowed(absl::StrCat("path ", Quote(path), " is not below --model-root"));
-  return asked.string();
+  ASSIGN_OR_RETURN(const AskedPath asked, Ask(root, path));
+  return asked.path.string();
 }
 
 absl::StatusOr<std::string> ContainPath(const std::string& root, absl::string_view path) {
   // What lies outside is refused before it is looked at, so that an answer does not tell whether it
   // exists.
-  ASSIGN_OR_RETURN(const fs::path asked, PathBelow(root, path));
-  ASSIGN_OR_RETURN(const fs::path real_root, RealRoot(root));
-  const std::string shown = Quote(asked.lexically_relative(real_root).string());
+  ASSIGN_OR_RETURN(const AskedPath asked, Ask(root, path));
+  const std::string shown = Quote(asked.path.lexically_relative(asked.root).string());
   std::error_code error;
-  const fs::path real = fs::canonical(asked, error);
+  const fs::path real = fs::canonical(asked.path, error);
   if (error)
     return absl::NotFoundError(
         absl::StrCat("path ", shown, " below --model-root: ", error.message()));
-  if (!IsBelow(real_root, real))
+  if (!IsBelow(asked.root, real))
     return NotAllowed(absl::StrCat("path ", shown, " leads out of --model-root"));
   return real.string();
 }

@@ -38,6 +38,12 @@ absl::StatusOr<std::string> Resolve(const PathCheck& check, const std::string& p
   return check ? check(path) : path;
 }
 
+absl::StatusOr<std::unique_ptr<RandomAccessFile>> OpenChecked(const PathCheck& check,
+                                                              const std::string& path) {
+  ASSIGN_OR_RETURN(const std::string resolved, Resolve(check, path));
+  return RandomAccessFile::Open(resolved);
+}
+
 void AddTo(Fingerprint& fingerprint, const GgufMetadata::Value& value) {
   fingerprint.Add(static_cast<std::uint64_t>(value.index()));
   const auto number = Overloaded{[](double x) { return std::bit_cast<std::uint64_t>(x); },
@@ -105,8 +111,7 @@ class FileCheckpoint final : public Checkpoint {
   }
 
   absl::StatusOr<std::unique_ptr<RandomAccessFile>> OpenFile(const fs::path& file) const {
-    ASSIGN_OR_RETURN(const std::string path, Resolve(check_, file.string()));
-    return RandomAccessFile::Open(path);
+    return OpenChecked(check_, file.string());
   }
   absl::StatusOr<std::string> ReadText(const fs::path& file) const {
     ASSIGN_OR_RETURN(const std::string path, Resolve(check_, file.string()));
@@ -407,8 +412,7 @@ Opened OpenGguf(const std::string& path, PathCheck check) {
 
 // By content, for files without a telling name.
 Opened OpenByMagic(const std::string& path, PathCheck check) {
-  ASSIGN_OR_RETURN(const std::string resolved, Resolve(check, path));
-  ASSIGN_OR_RETURN(const auto file, RandomAccessFile::Open(resolved));
+  ASSIGN_OR_RETURN(const auto file, OpenChecked(check, path));
   std::array<unsigned char, 9> head{};
   const auto some = std::min<std::uint64_t>(file->size(), head.size());
   RETURN_IF_ERROR(file->Read(0, std::as_writable_bytes(std::span(head)).first(some)));
