@@ -20,22 +20,23 @@ void Recorder::Wake() {
   if (end_.has_value() || (wanted_ > 0 && tokens_ >= wanted_)) changed_.notify_one();
 }
 
-absl::Status Recorder::WaitFor(std::int32_t tokens) {
-  std::unique_lock lock(mutex_);
+bool Recorder::Reach(std::int32_t tokens, std::unique_lock<std::mutex>& lock) {
   wanted_ = tokens;
   changed_.wait(lock, [&] { return end_.has_value() || tokens_ >= tokens; });
   wanted_ = 0;
-  if (tokens_ >= tokens) return absl::OkStatus();
+  return tokens_ >= tokens;
+}
+
+absl::Status Recorder::WaitFor(std::int32_t tokens) {
+  std::unique_lock lock(mutex_);
+  if (Reach(tokens, lock)) return absl::OkStatus();
   RETURN_IF_ERROR(*end_);
   return absl::InternalError("an answer ended before its length");
 }
 
 absl::Status Recorder::WaitForNext() {
   std::unique_lock lock(mutex_);
-  const std::int32_t next = wanted_ = tokens_ + 1;
-  changed_.wait(lock, [&] { return end_.has_value() || tokens_ >= next; });
-  wanted_ = 0;
-  return tokens_ >= next ? absl::OkStatus() : *end_;
+  return Reach(tokens_ + 1, lock) ? absl::OkStatus() : *end_;
 }
 
 absl::StatusOr<Timeline> Recorder::Wait() {

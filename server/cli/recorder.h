@@ -39,6 +39,9 @@ class Recorder final : public StreamWaker {
   Timeline Stop();
 
  private:
+  // Waits until so many tokens came or the stream ended; whether they came.
+  bool Reach(std::int32_t tokens, std::unique_lock<std::mutex>& lock);
+
   const std::shared_ptr<TokenStream> stream_;
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
